@@ -1,0 +1,1 @@
+"""The deciders: aggregates (pure), the shard that hosts them, and the Ray actors around it."""

@@ -1,0 +1,368 @@
+"""A tenant in memory: its mailbox, its turns, its epoch.
+
+A turn takes the commands that wait, decides each on the state so far, appends all resulting events in one conditional
+write, and only then changes the state and replies. What is not durable did not happen.
+"""
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from functools import reduce
+
+import msgspec
+
+from actors.commit import Committer
+from actors.tenant import TENANT_STREAM, Tenant, answer, decide, evolve, is_query
+from events.clock import Clock
+from events.codec import (
+    GENESIS,
+    Record,
+    chain,
+    decode_event,
+    decode_record,
+    encode_data,
+    encode_record,
+    next_hash,
+)
+from events.envelope import Envelope, Failed, Ok, Reply, decode_envelope, encode, reply_for
+from events.errors import (
+    ChainBrokenError,
+    CommandIdReusedError,
+    FencedError,
+    IntegrityError,
+    InvalidCommandError,
+    OverloadedError,
+    PlatformError,
+    Refusal,
+    StoreUnavailableError,
+    TooLargeError,
+    WrongExpectedPositionError,
+)
+from events.store import Append, Appended, CommandResult, EventStore, Known
+from events.tenant import TenantCommand, TenantEvent, decode_command
+
+log = logging.getLogger(__name__)
+
+MAILBOX_MAX = 1_024
+TURN_COMMANDS_MAX = 256
+COMMAND_ID_MAX = 128
+# A refusal or a read writes nothing, so nothing fences it: it is given only on ownership proven this recently.
+OWNERSHIP_TRUSTED_S = 1.0
+_RETRY_FIRST_S, _RETRY_MAX_S = 0.05, 1.0
+
+Respond = Callable[[str, bytes], Awaitable[None]]  # subject to reply to, encoded reply
+
+
+class Request(msgspec.Struct, frozen=True):
+    """A command as it lies in a turn, with where its answer goes."""
+
+    envelope: Envelope
+    command: TenantCommand
+    body_hash: bytes
+    reply_to: str
+
+
+class Draft(msgspec.Struct):
+    """A turn in the making: state after the commands decided so far, and what would be written."""
+
+    state: Tenant
+    versions: dict[str, int]
+    records: list[bytes]
+    commands: list[CommandResult]
+    replies: list[tuple[str, Reply]]  # not to be sent before the append
+    unfenced: list[tuple[Request, Reply]]  # wrote nothing: refusals, reads, no-ops
+
+
+class Activation:
+    """One tenant, served by this process under one epoch. ``on_end`` is called once, when the tenant is let go."""
+
+    def __init__(
+        self,
+        tenant: str,
+        store: EventStore,
+        committer: Committer,
+        clock: Clock,
+        respond: Respond,
+        on_end: Callable[[str], None],
+    ) -> None:
+        self.tenant = tenant
+        self._store, self._committer, self._clock = store, committer, clock
+        self._respond, self._on_end = respond, on_end
+        self._mailbox: deque[tuple[bytes, str]] = deque()
+        self._running: asyncio.Task[None] | None = None
+        self._ended = False
+        self._state = Tenant()
+        self._versions: dict[str, int] = {}
+        self._position, self._head = 0, GENESIS
+        self._epoch, self._owned_at = 0, 0.0
+        self._timer_us = -1  # unknown: the first append sets it
+
+    @property
+    def state(self) -> Tenant:
+        return self._state
+
+    @property
+    def position(self) -> int:
+        return self._position
+
+    @property
+    def is_idle(self) -> bool:
+        return self._running is None and not self._mailbox
+
+    async def start(self) -> None:
+        """Claim a new epoch, then replay the log. Nothing may be delivered before this returns."""
+        head = await self._store.claim(self.tenant)
+        self._epoch, self._owned_at = head.epoch, time.monotonic()
+        await self._catch_up()
+
+    def deliver(self, data: bytes, reply_to: str) -> None:
+        """Put a command into the mailbox; a full mailbox answers at once."""
+        if self._ended:
+            return
+        if len(self._mailbox) >= MAILBOX_MAX:
+            refusal = reply_for(OverloadedError(self.tenant, len(self._mailbox)))
+            task = asyncio.ensure_future(self._respond(reply_to, encode(refusal)))
+            task.add_done_callback(_log_failure)
+            return
+        self._mailbox.append((data, reply_to))
+        if self._running is None:
+            self._running = asyncio.create_task(self._run(), name=f"turns-{self.tenant}")
+
+    async def drain(self) -> None:
+        """Finish what is in the mailbox."""
+        if self._running is not None:
+            await asyncio.wait([self._running])
+
+    def end(self) -> None:
+        """Let the tenant go. Whoever waits for an answer asks again, and finds the next owner."""
+        if not self._ended:
+            self._ended = True
+            self._mailbox.clear()
+            self._on_end(self.tenant)
+
+    async def _run(self) -> None:
+        try:
+            while self._mailbox and not self._ended:
+                count = min(len(self._mailbox), TURN_COMMANDS_MAX)
+                await self._turn([self._mailbox.popleft() for _ in range(count)])
+        except FencedError as error:
+            log.warning("tenant.fenced tenant=%s epoch=%s: %s", self.tenant, self._epoch, error)
+            self.end()
+        except IntegrityError:
+            log.exception("tenant.stopped tenant=%s position=%s", self.tenant, self._position)
+            self.end()
+        except Exception:
+            # a defect: the state may be half a turn ahead of the log, so it is thrown away and replayed
+            log.exception("tenant.crashed tenant=%s position=%s", self.tenant, self._position)
+            self.end()
+        finally:
+            self._running = None
+
+    async def _turn(self, messages: Sequence[tuple[bytes, str]]) -> None:
+        waiting = [request for data, reply_to in messages if (request := await self._open(data, reply_to))]
+        while waiting and not self._ended:
+            draft = self._decide_all(waiting)
+            known = await self._commit(draft)
+            if known is None:
+                for reply_to, reply in draft.replies:
+                    await self._send(reply_to, encode(reply))
+                await self._answer_unfenced(draft.unfenced)
+                return
+            waiting = await self._answer_known(waiting, known)
+
+    async def _open(self, data: bytes, reply_to: str) -> Request | None:
+        """The message as a request; None where it was answered or dropped already."""
+        try:
+            envelope = decode_envelope(data)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            await self._send(reply_to, encode(reply_for(InvalidCommandError(f"not an envelope: {error}"))))
+            return None
+        if envelope.deadline_us < self._clock.now_us():
+            return None  # nobody waits for the answer any more
+        try:
+            if not 0 < len(envelope.command_id) <= COMMAND_ID_MAX:
+                raise TooLargeError("a command id in characters", len(envelope.command_id), COMMAND_ID_MAX)
+            if envelope.tenant != self.tenant:
+                raise InvalidCommandError(f"a command for {envelope.tenant!r} came to tenant {self.tenant!r}")
+            command = decode_command(envelope.body)
+        except Refusal as refusal:
+            await self._send(reply_to, encode(reply_for(refusal)))
+            return None
+        return Request(envelope, command, hashlib.sha256(envelope.body).digest(), reply_to)
+
+    def _decide_all(self, requests: Sequence[Request]) -> Draft:
+        draft = Draft(self._state, dict(self._versions), [], [], [], [])
+        now_us = self._clock.now_us()
+        first: dict[str, tuple[bytes, Reply]] = {}
+        for request in requests:
+            command_id = request.envelope.command_id
+            if command_id in first:  # asked again before the first was answered
+                body_hash, reply = first[command_id]
+                same = body_hash == request.body_hash
+                draft.unfenced.append((request, reply if same else reply_for(CommandIdReusedError(command_id))))
+                continue
+            reply = self._decide_one(draft, request, now_us)
+            if not is_query(request.command):
+                first[command_id] = (request.body_hash, reply)
+        return draft
+
+    def _decide_one(self, draft: Draft, request: Request, now_us: int) -> Reply:
+        try:
+            events = decide(draft.state, self.tenant, request.command, now_us)
+            after = reduce(evolve, events, draft.state)
+            result = answer(after, self.tenant, request.command, now_us)
+        except Refusal as refusal:
+            return self._without_events(draft, request, reply_for(refusal))
+        except Exception:  # pure code has failed: a defect, which one tenant's command must not turn into an outage
+            log.exception("tenant.decide_failed tenant=%s command=%s", self.tenant, type(request.command).__name__)
+            return self._without_events(draft, request, Failed("internal_error", "the command could not be decided"))
+        reply = Ok(result, self._position + len(draft.records) + len(events))
+        if not events:
+            return self._without_events(draft, request, reply)
+        for event in events:
+            draft.records.append(encode_record(self._record(draft, request.envelope, event, now_us)))
+        draft.state = after
+        draft.commands.append(CommandResult(request.envelope.command_id, request.body_hash, encode(reply)))
+        draft.replies.append((request.reply_to, reply))
+        return reply
+
+    @staticmethod
+    def _without_events(draft: Draft, request: Request, reply: Reply) -> Reply:
+        draft.unfenced.append((request, reply))
+        return reply
+
+    def _record(self, draft: Draft, envelope: Envelope, event: TenantEvent, now_us: int) -> Record:
+        version = draft.versions.get(TENANT_STREAM, 0) + 1
+        draft.versions[TENANT_STREAM] = version
+        return Record(
+            stream=TENANT_STREAM,
+            version=version,
+            time_us=now_us,
+            command_id=envelope.command_id,
+            actor=envelope.actor,
+            correlation_id=envelope.correlation_id,
+            causation_id=envelope.causation_id,
+            epoch=self._epoch,
+            data=encode_data(event),
+        )
+
+    async def _commit(self, draft: Draft) -> Known | None:
+        """Write the draft and make it the state. Known: nothing of it was written, some of it had been before."""
+        if not draft.records:
+            return None
+        timer_us = draft.state.next_timer_us
+        request = Append(
+            tenant=self.tenant,
+            epoch=self._epoch,
+            expected_position=self._position,
+            previous_hash=self._head,
+            entries=chain(self._head, draft.records),
+            commands=draft.commands,
+            placement=draft.state.placement,
+            next_timer_us=None if timer_us == self._timer_us else timer_us,
+        )
+        outcome = await self._append_until_known(request)
+        if isinstance(outcome, Known):
+            return outcome
+        self._state, self._versions = draft.state, draft.versions
+        self._position, self._head = outcome.last_position, request.entries[-1].hash
+        self._timer_us, self._owned_at = timer_us, time.monotonic()
+        return None
+
+    async def _append_until_known(self, request: Append) -> Appended | Known:
+        """While the store is away nobody knows whether the append happened, so the tenant can do nothing but repeat it:
+        the command ids in it make that harmless.
+        """
+        delay_s = _RETRY_FIRST_S
+        while True:
+            try:
+                return await self._committer.append(request)
+            except StoreUnavailableError as error:
+                log.warning("tenant.append_retried tenant=%s in_s=%s: %s", self.tenant, delay_s, error)
+            except WrongExpectedPositionError as error:
+                return await self._explain_position(error)
+            except CommandIdReusedError as error:
+                return Known({error.command_id: encode(reply_for(error))})
+            await asyncio.sleep(delay_s)  # back-off: the only way to learn that the store is back is to ask it
+            delay_s = min(delay_s * 2, _RETRY_MAX_S)
+
+    async def _explain_position(self, error: WrongExpectedPositionError) -> Known:
+        """Ours alone is the epoch, so the log can only hold more than we know (an append of ours whose answer got lost).
+        A log that holds less has lost what was acknowledged: stop, rather than fork it.
+        """
+        before = self._position
+        await self._catch_up()
+        if self._position == before:
+            raise IntegrityError(f"the store has lost acknowledged events: {error}; restore it before going on")
+        return Known({})
+
+    async def _answer_known(self, requests: Sequence[Request], known: Known) -> list[Request]:
+        """Answer what the log answered before; return what is still to be decided, on the caught-up state."""
+        await self._catch_up()
+        undecided = []
+        for request in requests:
+            reply = known.replies.get(request.envelope.command_id)
+            if reply is None or is_query(request.command):
+                undecided.append(request)
+            else:
+                await self._send(request.reply_to, reply)
+        return undecided
+
+    async def _answer_unfenced(self, unfenced: Sequence[tuple[Request, Reply]]) -> None:
+        """Refusals, reads and no-ops. A command that was granted before gets the answer it got then."""
+        if not unfenced:
+            return
+        commands = [request.envelope.command_id for request, _ in unfenced if not is_query(request.command)]
+        try:
+            stored = await self._store.replies(self.tenant, commands) if commands else {}
+            await self._prove_ownership()
+        except StoreUnavailableError as error:
+            for request, _ in unfenced:
+                await self._send(request.reply_to, encode(reply_for(error)))
+            return
+        for request, reply in unfenced:
+            before = stored.get(request.envelope.command_id)
+            if before is None:
+                await self._send(request.reply_to, encode(reply))
+            elif before.body_hash == request.body_hash:
+                await self._send(request.reply_to, before.reply)
+            else:
+                reuse = CommandIdReusedError(request.envelope.command_id)
+                await self._send(request.reply_to, encode(reply_for(reuse)))
+
+    async def _prove_ownership(self) -> None:
+        if time.monotonic() - self._owned_at < OWNERSHIP_TRUSTED_S:
+            return
+        asked_at = time.monotonic()
+        await self._store.check(self.tenant, self._epoch)
+        self._owned_at = asked_at
+
+    async def _catch_up(self) -> None:
+        page_size = 500
+        while True:
+            page = await self._store.read(self.tenant, self._position, page_size)
+            if page and page[0].hash != next_hash(self._head, page[0].record):
+                raise ChainBrokenError(self.tenant, page[0].position, "it does not follow what was replayed before")
+            for stored in page:
+                record = decode_record(stored.record)
+                self._state = evolve(self._state, decode_event(record.data))
+                self._versions[record.stream] = record.version
+                self._position, self._head = stored.position, stored.hash
+            if len(page) < page_size:
+                return
+
+    async def _send(self, reply_to: str, data: bytes) -> None:
+        if not reply_to:
+            return
+        try:
+            await self._respond(reply_to, data)
+        except PlatformError as error:  # the log has it; who asked will ask again and be answered from there
+            log.warning("tenant.reply_lost tenant=%s: %s", self.tenant, error)
+
+
+def _log_failure(task: asyncio.Future[None]) -> None:
+    if not task.cancelled() and (error := task.exception()):
+        log.warning("tenant.reply_lost: %s", error)

@@ -1,0 +1,47 @@
+"""Group commit: whatever a shard's tenants want to append while one round trip is under way goes into the next one,
+so that one fsync serves many.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+from events.store import Append, Appended, AppendOutcome, EventStore, Known
+
+
+class Committer:
+    """One per shard. Its task is the only one that awaits the store's appends, so no caller's cancellation can tear
+    a connection away in mid-append.
+    """
+
+    def __init__(self, store: EventStore, requests_max: int = 64) -> None:
+        self._store = store
+        self._requests_max = requests_max
+        self._waiting: list[tuple[Append, asyncio.Future[Appended | Known]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def append(self, request: Append) -> Appended | Known:
+        """As ``EventStore.append``. At most one request per tenant may be under way."""
+        future: asyncio.Future[Appended | Known] = asyncio.get_running_loop().create_future()
+        self._waiting.append((request, future))
+        if self._task is None:
+            self._task = asyncio.create_task(self._commit(), name="group-commit")
+        return await future
+
+    async def _commit(self) -> None:
+        while self._waiting:
+            group, self._waiting = self._waiting[: self._requests_max], self._waiting[self._requests_max :]
+            outcomes = await self._outcomes([request for request, _ in group])
+            for (_, future), outcome in zip(group, outcomes, strict=True):
+                if future.done():  # its tenant was abandoned meanwhile
+                    continue
+                if isinstance(outcome, Exception):
+                    future.set_exception(outcome)
+                else:
+                    future.set_result(outcome)
+        self._task = None
+
+    async def _outcomes(self, requests: Sequence[Append]) -> Sequence[AppendOutcome]:
+        try:
+            return await self._store.append_many(requests)
+        except Exception as error:  # noqa: BLE001 - a defect in the adapter must reach the callers, not end the loop
+            return [error] * len(requests)

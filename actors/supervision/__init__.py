@@ -1,0 +1,1 @@
+"""Ray actors that look after other actors."""

@@ -1,0 +1,148 @@
+"""NATS, with what nats-py 2.16 needs around it to be trusted.
+
+Subjects: ``ask.t.<tenant>`` (commands, request/reply), ``supervisor.activate`` (request/reply), ``live.<tenant>.<kind>``
+(hints, best effort), ``keys.revoked``. Tenant ids are checked before they get here, so none can hold a wildcard.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Self
+
+import nats
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.errors import Error as NatsError
+from nats.errors import NoRespondersError
+from nats.errors import TimeoutError as NatsTimeoutError
+
+from events.errors import BusUnavailableError
+
+log = logging.getLogger(__name__)
+
+ACTIVATE = "supervisor.activate"
+KEYS_REVOKED = "keys.revoked"
+WATCHDOG_PERIOD_S = 5.0
+_WATCHDOG_MISSES = 2
+
+Handler = Callable[[bytes, str], None]  # data, subject to reply to ("" where no reply is wanted)
+
+
+def ask_subject(tenant: str) -> str:
+    return f"ask.t.{tenant}"
+
+
+def live_subject(tenant: str, kind: str) -> str:
+    return f"live.{tenant}.{kind}"
+
+
+class NoOneListensError(Exception):
+    """The server says that nobody is subscribed to the subject."""
+
+
+class Bus:
+    """One connection. Reconnects for ever; ``on_lost`` is called when it looks connected but answers no more."""
+
+    def __init__(self, client: Client, on_lost: Callable[[], None]) -> None:
+        self._client = client
+        self._on_lost = on_lost
+        self._watchdog = asyncio.create_task(self._watch(), name="bus-watchdog")
+
+    @classmethod
+    async def connect(cls, url: str, name: str, on_lost: Callable[[], None]) -> Self:
+        """Raises BusUnavailableError where no server answers within five seconds."""
+
+        async def report(error: Exception) -> None:
+            # awaited inline by nats-py's read loop: an exception here would kill the loop
+            log.warning("bus.error name=%s error=%r", name, error)
+
+        try:
+            client = await nats.connect(
+                url,
+                name=name,
+                error_cb=report,
+                connect_timeout=5,
+                allow_reconnect=True,
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=0.2,
+                ping_interval=5,
+                max_outstanding_pings=2,
+            )
+        except (NatsError, OSError) as error:
+            raise BusUnavailableError(f"NATS at {_without_password(url)}: {error}") from error
+        return cls(client, on_lost)
+
+    async def _watch(self) -> None:
+        """An unexpected exception ends nats-py's read loop without a reconnect: the client stays "connected" and deaf."""
+        misses = 0
+        while misses < _WATCHDOG_MISSES:
+            await asyncio.sleep(WATCHDOG_PERIOD_S)
+            if not self._client.is_connected:  # nats-py knows and is reconnecting
+                misses = 0
+                continue
+            try:
+                await self._client.rtt(timeout=int(WATCHDOG_PERIOD_S))
+                misses = 0
+            except (NatsError, TimeoutError) as error:
+                misses += 1
+                log.warning("bus.deaf misses=%s error=%r", misses, error)
+        self._on_lost()
+
+    @property
+    def is_connected(self) -> bool:
+        return self._client.is_connected
+
+    async def request(self, subject: str, data: bytes, timeout_s: float) -> bytes:
+        """
+        Raises:
+            NoOneListensError: At once, where nobody is subscribed.
+            TimeoutError: Nobody answered in time; whether the request was handled is unknown.
+            BusUnavailableError: It could not be sent.
+        """
+        try:
+            return (await self._client.request(subject, data, timeout=timeout_s)).data
+        except NoRespondersError as error:
+            raise NoOneListensError(subject) from error
+        except NatsTimeoutError as error:
+            raise TimeoutError(subject) from error
+        except NatsError as error:
+            raise BusUnavailableError(f"{type(error).__name__}: {error}") from error
+
+    async def publish(self, subject: str, data: bytes) -> None:
+        """Best effort: a success says that the bytes are on their way, not that anybody got them."""
+        try:
+            await self._client.publish(subject, data)
+        except NatsError as error:
+            raise BusUnavailableError(f"{type(error).__name__}: {error}") from error
+
+    async def subscribe(self, subject: str, handler: Handler) -> Subscription:
+        """Call ``handler`` for every message, in order of arrival. It must not block; what it raises is logged."""
+
+        async def on_message(message: Msg) -> None:
+            try:
+                handler(message.data, message.reply)
+            except Exception:
+                log.exception("bus.handler_failed subject=%s", subject)
+
+        subscription = await self._client.subscribe(subject, cb=on_message)
+        await self._client.flush()  # only now does the server know of it
+        return subscription
+
+    async def close(self) -> None:
+        self._watchdog.cancel()
+        if self._client.is_connected:
+            with contextlib.suppress(NatsError, TimeoutError):  # leaving anyway
+                await self._client.flush(timeout=2)
+        await self._client.close()
+
+
+async def unsubscribe(subscription: Subscription) -> None:
+    """Leaving a subject can only fail where the connection is gone, and then nobody listens there any more."""
+    with contextlib.suppress(NatsError):
+        await subscription.unsubscribe()
+
+
+def _without_password(url: str) -> str:
+    return url.rsplit("@", 1)[-1]

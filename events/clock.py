@@ -1,0 +1,15 @@
+"""Time as a value that is handed in: microseconds since 1970, UTC."""
+
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    def now_us(self) -> int:
+        """Wall-clock time in microseconds, UTC."""
+        ...
+
+
+class SystemClock:
+    def now_us(self) -> int:
+        return time.time_ns() // 1_000

@@ -1,0 +1,99 @@
+#!lua name=tenantry_v1
+-- The event store's functions. Lua in Valkey is atomic but has no rollback: every check comes before the first write,
+-- and the writes that follow can't fail on what was checked. Errors are "CODE detail"; valkey_store.py maps the codes.
+-- A changed function gets a new library name, so that old and new writers never share one.
+
+local function fail(code, detail) return redis.error_reply(code .. ' ' .. detail) end
+
+-- KEYS of one tenant, all in its slice: {s017}:log:<tenant> ...; a wrong tag would write where nobody reads.
+local function wrong_key(keys, tenant)
+  local tag = string.match(keys[1], '^({s%d%d%d}):log:')
+  if not tag then return keys[1] end
+  local want = {tag .. ':log:' .. tenant, tag .. ':meta:' .. tenant, tag .. ':replies:' .. tenant,
+                tag .. ':timers', tag .. ':appends', tag .. ':tenants'}
+  for i = 1, #want do
+    if keys[i] ~= want[i] then return keys[i] or ('missing key ' .. i) end
+  end
+  return nil
+end
+
+local KINDS = {'stream', 'hash', 'hash', 'zset', 'stream', 'set'}
+
+local function wrong_type(keys)
+  for i = 1, #KINDS do
+    local kind = redis.call('TYPE', keys[i]).ok
+    if kind ~= 'none' and kind ~= KINDS[i] then return keys[i] .. ' is a ' .. kind end
+  end
+  return nil
+end
+
+-- KEYS log meta replies timers appends tenants
+-- ARGV 1 tenant, 2 epoch, 3 expected position, 4 previous hash, 5 new head hash, 6 reply TTL ms, 7 status, 8 placement,
+--      9 next timer us ('' as before, '0' none), 10 n commands, 11 n events,
+--      then n x (command id, body hash, reply), then n x (record, hash)
+local function append(keys, args)
+  local tenant = args[1]
+  local wrong = wrong_key(keys, tenant)
+  if wrong then return fail('WRONGKEY', wrong) end
+  wrong = wrong_type(keys)
+  if wrong then return fail('CORRUPT', wrong) end
+  local log, meta, replies = keys[1], keys[2], keys[3]
+  local n_commands, n_events = tonumber(args[10]), tonumber(args[11])
+  if n_events == 0 or #args ~= 11 + 3 * n_commands + 2 * n_events then return fail('BADARGS', 'count ' .. #args) end
+
+  local known = {}
+  for i = 0, n_commands - 1 do
+    local at = 12 + 3 * i
+    local stored = redis.call('HGET', replies, args[at])
+    if stored then
+      if string.sub(stored, 1, 32) ~= args[at + 1] then return fail('REUSED', args[at]) end
+      known[#known + 1] = args[at]
+      known[#known + 1] = string.sub(stored, 33)
+    end
+  end
+  if #known > 0 then return {0, known} end
+
+  local state = redis.call('HMGET', meta, 'epoch', 'position', 'head', 'status')
+  local position = tonumber(state[2] or '0')
+  if state[1] ~= args[2] then return fail('FENCED', 'epoch is ' .. (state[1] or 'none')) end
+  if state[4] and state[4] ~= 'active' then return fail('CLOSED', state[4]) end
+  if position ~= tonumber(args[3]) then return fail('POSITION', 'is at ' .. position .. ', expected ' .. args[3]) end
+  if position > 0 and state[3] ~= args[4] then return fail('POSITION', 'another event is at ' .. position) end
+
+  local at = 12 + 3 * n_commands
+  for i = 1, n_events do
+    redis.call('XADD', log, (position + i) .. '-0', 'e', args[at], 'h', args[at + 1])
+    at = at + 2
+  end
+  local last = position + n_events
+  redis.call('HSET', meta, 'position', last, 'head', args[5], 'status', args[7], 'placement', args[8])
+  if n_commands > 0 then
+    local fields = {'HSETEX', replies, 'PX', args[6], 'FIELDS', n_commands}
+    for i = 0, n_commands - 1 do
+      local c = 12 + 3 * i
+      fields[#fields + 1] = args[c]
+      fields[#fields + 1] = args[c + 1] .. args[c + 2]
+    end
+    redis.call(unpack(fields))
+  end
+  if args[9] == '0' then
+    redis.call('ZREM', keys[4], tenant)
+  elseif args[9] ~= '' then
+    redis.call('ZADD', keys[4], args[9], tenant)
+  end
+  if position == 0 then redis.call('SADD', keys[6], tenant) end
+  redis.call('XADD', keys[5], 'MAXLEN', '~', 8192, '*', 't', tenant, 'p', last)
+  return {1, position + 1, last}
+end
+
+-- KEYS log meta (the log only for its tag) -> {epoch, position, head, status, placement}
+local function claim(keys, args)
+  local tag = string.match(keys[1], '^({s%d%d%d}):meta:')
+  if not tag or keys[1] ~= tag .. ':meta:' .. args[1] then return fail('WRONGKEY', keys[1]) end
+  local epoch = redis.call('HINCRBY', keys[1], 'epoch', 1)
+  local state = redis.call('HMGET', keys[1], 'position', 'head', 'status', 'placement')
+  return {epoch, tonumber(state[1] or '0'), state[2] or '', state[3] or 'active', state[4] or 'pool'}
+end
+
+redis.register_function('tenantry_v1_append', append)
+redis.register_function('tenantry_v1_claim', claim)

@@ -1,0 +1,144 @@
+"""The event store in one process's memory: for tests of what stands above it. Same contract, same checks, same order."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Sequence
+
+import msgspec
+
+from events.clock import Clock, SystemClock
+from events.codec import GENESIS, StoredEvent
+from events.errors import (
+    CommandIdReusedError,
+    FencedError,
+    PlatformError,
+    TenantClosedError,
+    WrongExpectedPositionError,
+)
+from events.slices import slice_of
+from events.store import (
+    REPLY_TTL_S,
+    Append,
+    Appended,
+    AppendOutcome,
+    CommandResult,
+    Head,
+    Known,
+    Pointer,
+    check_caps,
+)
+
+
+class MemoryEventStore:
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = clock or SystemClock()
+        self._heads: dict[str, Head] = {}
+        self._logs: dict[str, list[StoredEvent]] = defaultdict(list)
+        self._replies: dict[str, dict[str, tuple[int, CommandResult]]] = defaultdict(dict)
+        self._timers: dict[str, int] = {}
+        self._pointers: dict[int, list[Pointer]] = defaultdict(list)
+        self._appended = asyncio.Condition()
+
+    async def claim(self, tenant: str) -> Head:
+        before = self._heads.get(tenant, Head(0, 0, GENESIS))
+        self._heads[tenant] = msgspec.structs.replace(before, epoch=before.epoch + 1)
+        return self._heads[tenant]
+
+    async def check(self, tenant: str, epoch: int) -> None:
+        head = self._heads.get(tenant)
+        if head is None or head.epoch != epoch:
+            raise FencedError(tenant, epoch, f"epoch is {head and head.epoch}")
+
+    async def append(self, request: Append) -> Appended | Known:
+        check_caps(request)
+        if known := self._known(request):
+            return Known(known)
+        head = self._writable_head(request)
+        first, last = head.position + 1, head.position + len(request.entries)
+        self._logs[request.tenant] += [
+            StoredEvent(first + index, entry.record, entry.hash) for index, entry in enumerate(request.entries)
+        ]
+        self._heads[request.tenant] = Head(
+            head.epoch, last, request.entries[-1].hash, request.status, request.placement
+        )
+        expires_us = self._clock.now_us() + REPLY_TTL_S * 1_000_000
+        for command in request.commands:
+            self._replies[request.tenant][command.command_id] = (expires_us, command)
+        if request.next_timer_us == 0:
+            self._timers.pop(request.tenant, None)
+        elif request.next_timer_us is not None:
+            self._timers[request.tenant] = request.next_timer_us
+        await self._point(request.tenant, last)
+        return Appended(first, last)
+
+    def _known(self, request: Append) -> dict[str, bytes]:
+        known = {}
+        for command in request.commands:
+            expires_us, stored = self._replies[request.tenant].get(command.command_id, (0, command))
+            if expires_us <= self._clock.now_us():
+                continue
+            if stored.body_hash != command.body_hash:
+                raise CommandIdReusedError(command.command_id)
+            known[command.command_id] = stored.reply
+        return known
+
+    def _writable_head(self, request: Append) -> Head:
+        head = self._heads.get(request.tenant)
+        if head is None or head.epoch != request.epoch:
+            raise FencedError(request.tenant, request.epoch, f"epoch is {head and head.epoch}")
+        if head.status != "active":
+            raise TenantClosedError(f"tenant {request.tenant!r} is {head.status}")
+        if head.position != request.expected_position:
+            raise WrongExpectedPositionError(
+                request.tenant, f"is at {head.position}, expected {request.expected_position}"
+            )
+        if head.position and head.hash != request.previous_hash:
+            raise WrongExpectedPositionError(request.tenant, f"another event is at {head.position}")
+        return head
+
+    async def _point(self, tenant: str, last_position: int) -> None:
+        pointers = self._pointers[slice_of(tenant)]
+        pointers.append(Pointer(str(len(pointers) + 1), tenant, last_position))
+        async with self._appended:
+            self._appended.notify_all()
+
+    async def append_many(self, requests: Sequence[Append]) -> list[AppendOutcome]:
+        outcomes: list[AppendOutcome] = []
+        for request in requests:
+            try:
+                outcomes.append(await self.append(request))
+            except PlatformError as error:
+                outcomes.append(error)
+        return outcomes
+
+    async def replies(self, tenant: str, command_ids: Sequence[str]) -> dict[str, CommandResult]:
+        kept = self._replies[tenant]
+        now_us = self._clock.now_us()
+        return {key: kept[key][1] for key in command_ids if key in kept and kept[key][0] > now_us}
+
+    async def head(self, tenant: str) -> Head | None:
+        head = self._heads.get(tenant)
+        return head if head and head.position else None
+
+    async def read(self, tenant: str, after_position: int, limit: int = 500) -> list[StoredEvent]:
+        return self._logs[tenant][after_position : after_position + limit]
+
+    async def tenants(self, slice_number: int) -> list[str]:
+        return sorted(name for name, log in self._logs.items() if log and slice_of(name) == slice_number)
+
+    async def newest_cursors(self, slices: Sequence[int]) -> dict[int, str]:
+        return {number: str(len(self._pointers[number])) for number in slices}
+
+    async def tail(self, cursors: dict[int, str], block_ms: int) -> dict[int, list[Pointer]]:
+        def found() -> dict[int, list[Pointer]]:
+            new = {number: self._pointers[number][int(cursor) :][:1000] for number, cursor in cursors.items()}
+            return {number: pointers for number, pointers in new.items() if pointers}
+
+        async with self._appended:
+            try:
+                return await asyncio.wait_for(self._appended.wait_for(found), block_ms / 1000)
+            except TimeoutError:
+                return {}
+
+    async def due(self, now_us: int) -> list[str]:
+        return [tenant for tenant, timer_us in self._timers.items() if timer_us <= now_us]

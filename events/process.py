@@ -1,0 +1,48 @@
+"""Processes of the platform: how an actor gets one, what it is handed, and what it does when it goes deaf."""
+
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+import ray
+
+from events.bus import Bus
+from events.store import EventStore
+
+NAMESPACE = "tenantry"  # the Ray namespace of all actors
+_CONCURRENCY_MAX = 1_000
+
+
+class Connections(msgspec.Struct, frozen=True):
+    store: EventStore
+    bus: Bus
+
+
+# Called in the actor's own process with the name it goes by on the bus. Handed in, so that actors and projections know
+# nothing of settings, and only serve/bootstrap.py opens connections.
+Connect = Callable[[str], Awaitable[Connections]]
+
+
+def end_process() -> None:
+    """A process that can't hear any more is worth less than none: Ray starts a new one, which replays and goes on."""
+    logging.getLogger(__name__).critical("process.deaf pid=%s: ending it, Ray starts another", os.getpid())
+    os._exit(70)
+
+
+def detached_actor(kind: type, name: str, *args: object) -> Any:
+    """The handle of a named actor that outlives its creator and is restarted for ever; created where there is none.
+
+    It takes no CPU of Ray's: commands reach it over NATS, and how much it may do is not Ray's to count.
+    """
+    actor: Any = ray.remote(kind).options(
+        name=name,
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        max_concurrency=_CONCURRENCY_MAX,
+        num_cpus=0,
+    )
+    return actor.remote(*args)

@@ -1,0 +1,161 @@
+"""The event store's port: one log per tenant, one writer at a time, every write conditional.
+
+A tenant's log has gap-free positions 1, 2, 3... The store alone hands out epochs (``claim``) and refuses an append by
+an older one, so two live copies of an actor can't both write (Ray may keep two alive; see the README's Decisions).
+"""
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import msgspec
+
+from events.codec import Entry, StoredEvent
+from events.errors import TooLargeError
+
+REPLY_TTL_S = 48 * 3600  # twice the age at which a command is refused, so no duplicate outlives its record
+COMMANDS_MAX = 512
+EVENTS_MAX = 2_048  # the append function is one step for the whole server: keep it short
+RECORD_BYTES_MAX = 256 * 1024
+APPEND_BYTES_MAX = 4 * 1024 * 1024
+REPLY_BYTES_MAX = 64 * 1024
+
+Placement = Literal["pool", "silo"]
+TenantStatus = Literal["active", "halted", "erased"]
+
+
+class Head(msgspec.Struct, frozen=True):
+    """Where a log ends, and what the store knows of its tenant without reading it."""
+
+    epoch: int
+    position: int
+    hash: bytes
+    status: TenantStatus = "active"
+    placement: Placement = "pool"
+
+
+class CommandResult(msgspec.Struct, frozen=True):
+    """What a repeat of the command will be answered. ``body_hash`` tells a repeat from a reuse of the id."""
+
+    command_id: str
+    body_hash: bytes
+    reply: bytes
+
+
+class Append(msgspec.Struct, frozen=True):
+    """One atomic write: the events of some commands, their replies, and facts about the tenant derived from them.
+
+    ``next_timer_us`` is when the tenant wants to be woken (0: never; None: as before).
+    """
+
+    tenant: str
+    epoch: int
+    expected_position: int
+    previous_hash: bytes
+    entries: Sequence[Entry]
+    commands: Sequence[CommandResult]
+    placement: Placement = "pool"
+    status: TenantStatus = "active"
+    next_timer_us: int | None = None
+
+
+class Appended(msgspec.Struct, frozen=True):
+    first_position: int
+    last_position: int
+
+
+class Known(msgspec.Struct, frozen=True):
+    """Nothing was written: these command ids were answered before, with these replies."""
+
+    replies: dict[str, bytes]
+
+
+class Pointer(msgspec.Struct, frozen=True):
+    """One append as a follower of the slice sees it."""
+
+    cursor: str
+    tenant: str
+    last_position: int
+
+
+AppendOutcome = Appended | Known | Exception
+
+
+class EventStore(Protocol):
+    """Every method raises StoreUnavailableError where the store can't be reached; then a write's outcome is unknown
+    and repeating it is safe (an append that happened answers Known).
+    """
+
+    async def claim(self, tenant: str) -> Head:
+        """Start a new epoch. From here on, appends of all older epochs are refused."""
+        ...
+
+    async def check(self, tenant: str, epoch: int) -> None:
+        """Raises FencedError unless ``epoch`` is the tenant's current one."""
+        ...
+
+    async def append(self, request: Append) -> Appended | Known:
+        """All or nothing. Checks, in this order and all before the first write: size caps, known command ids, epoch,
+        status, expected position and previous hash.
+
+        Raises:
+            TooLargeError: Over a cap; nothing was sent.
+            CommandIdReusedError: A known command id came with another body.
+            FencedError: A newer epoch was claimed.
+            TenantClosedError: The log takes no more events.
+            WrongExpectedPositionError: The log's end is elsewhere.
+        """
+        ...
+
+    async def append_many(self, requests: Sequence[Append]) -> list[AppendOutcome]:
+        """Independent appends in one round trip, so that one fsync serves all. Errors are returned, not raised."""
+        ...
+
+    async def replies(self, tenant: str, command_ids: Sequence[str]) -> dict[str, CommandResult]:
+        """What these commands were answered, for those that wrote events in the last 48 h."""
+        ...
+
+    async def head(self, tenant: str) -> Head | None:
+        """None: this store has no log of that tenant."""
+        ...
+
+    async def read(self, tenant: str, after_position: int, limit: int = 500) -> list[StoredEvent]:
+        """Events after a position, in order. Fewer than ``limit`` means the end was reached."""
+        ...
+
+    async def tenants(self, slice_number: int) -> list[str]:
+        """Tenants of a slice that have at least one event, sorted."""
+        ...
+
+    async def newest_cursors(self, slices: Sequence[int]) -> dict[int, str]:
+        """Where ``tail`` would start to see only what is appended from now on."""
+        ...
+
+    async def tail(self, cursors: dict[int, str], block_ms: int) -> dict[int, list[Pointer]]:
+        """Appends of slices after each slice's cursor ("0": from the oldest kept). Waits up to ``block_ms`` for the
+        first. Old pointers are dropped: a follower compares ``tenants`` and ``head`` with its checkpoint when it starts.
+        """
+        ...
+
+    async def due(self, now_us: int) -> list[str]:
+        """Tenants whose timer is at or before ``now_us``."""
+        ...
+
+
+def check_caps(request: Append) -> None:
+    """Raises TooLargeError before anything is sent: the server must never be busy for long with one tenant."""
+    size = 0
+    for entry in request.entries:
+        if len(entry.record) > RECORD_BYTES_MAX:
+            raise TooLargeError("an event in bytes", len(entry.record), RECORD_BYTES_MAX)
+        size += len(entry.record) + 32
+    for command in request.commands:
+        if len(command.reply) > REPLY_BYTES_MAX:
+            raise TooLargeError("a reply in bytes", len(command.reply), REPLY_BYTES_MAX)
+        size += len(command.reply) + 64
+    for what, count, limit in (
+        ("commands in one append", len(request.commands), COMMANDS_MAX),
+        ("events in one append", len(request.entries), EVENTS_MAX),
+        ("one append in bytes", size, APPEND_BYTES_MAX),
+    ):
+        if count > limit:
+            raise TooLargeError(what, count, limit)

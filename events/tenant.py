@@ -1,0 +1,169 @@
+"""What can be asked of a tenant, and what can have happened to it.
+
+Money is a whole number of nano-USD (1e-9 USD). A price of 0.10 USD per million tokens is 100 nano-USD per token, so
+no call's cost is ever rounded; micro-USD would round most of them.
+"""
+
+import re
+from typing import Literal
+
+import msgspec
+
+from events.errors import InvalidCommandError
+
+Plan = Literal["free", "pro", "enterprise"]
+Window = Literal["day", "week", "month", "total"]
+Outcome = Literal["ok", "cancelled", "failed"]
+# measured: the upstream said so; estimated: it broke off before it did; unknown: nobody can know, booked at the maximum
+UsageSource = Literal["measured", "estimated", "unknown"]
+
+_PRINTABLE = re.compile(r"[^\x00-\x1f\x7f]{1,200}")
+
+
+class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type"):
+    """A wish that may be refused."""
+
+
+class Query(Command, frozen=True):
+    """Reads the tenant's own state; writes nothing."""
+
+
+class CreateTenant(Command, frozen=True, tag="tenant.create"):
+    name: str
+    plan: Plan = "free"
+
+
+class IssueKey(Command, frozen=True, tag="key.issue"):
+    """``digest`` is the keyed hash of the secret; the secret itself never gets here."""
+
+    key_id: str
+    name: str
+    digest: bytes
+
+
+class RevokeKey(Command, frozen=True, tag="key.revoke"):
+    key_id: str
+
+
+class SetBudget(Command, frozen=True, tag="budget.set"):
+    limit_nano_usd: int
+    window: Window
+
+
+class ReserveCall(Command, frozen=True, tag="call.reserve"):
+    """Hold the most that a model call can cost before it starts."""
+
+    reservation_id: str
+    key_id: str
+    model: str
+    cost_max_nano_usd: int
+    ttl_us: int
+
+
+class SettleCall(Command, frozen=True, tag="call.settle"):
+    """Book what the call really used, and free the rest of its reservation."""
+
+    reservation_id: str
+    input_tokens: int
+    output_tokens: int
+    cost_nano_usd: int
+    outcome: Outcome
+    usage_source: UsageSource
+
+
+class ExpireReservations(Command, frozen=True, tag="reservations.expire"):
+    """Sent when the tenant's timer is due: reservations whose gateway never came back are booked at their maximum."""
+
+
+class DescribeTenant(Query, frozen=True, tag="tenant.describe"):
+    pass
+
+
+class ListKeys(Query, frozen=True, tag="key.list"):
+    pass
+
+
+class Authenticate(Query, frozen=True, tag="key.authenticate"):
+    key_id: str
+    digest: bytes
+
+
+TenantQuery = DescribeTenant | ListKeys | Authenticate
+TenantCommand = (
+    CreateTenant | IssueKey | RevokeKey | SetBudget | ReserveCall | SettleCall | ExpireReservations | TenantQuery
+)
+
+
+class Event(msgspec.Struct, frozen=True, tag_field="type"):
+    """A fact. Its tag is its type and schema version; a new field has a default, a changed meaning is a new tag."""
+
+
+class TenantCreated(Event, frozen=True, tag="tenant.created.v1"):
+    name: str
+    plan: Plan
+    created_us: int
+
+
+class KeyIssued(Event, frozen=True, tag="key.issued.v1"):
+    key_id: str
+    name: str
+    digest: bytes
+    issued_us: int
+
+
+class KeyRevoked(Event, frozen=True, tag="key.revoked.v1"):
+    key_id: str
+
+
+class BudgetSet(Event, frozen=True, tag="budget.set.v1"):
+    limit_nano_usd: int
+    window: Window
+
+
+class CallReserved(Event, frozen=True, tag="call.reserved.v1"):
+    """``window_start_us`` is the budget window that pays, also for a call that ends in the next one."""
+
+    reservation_id: str
+    key_id: str
+    model: str
+    cost_max_nano_usd: int
+    expires_us: int
+    window_start_us: int
+
+
+class CallSettled(Event, frozen=True, tag="call.settled.v1"):
+    reservation_id: str
+    key_id: str
+    model: str
+    input_tokens: int
+    output_tokens: int
+    cost_nano_usd: int
+    outcome: Outcome
+    usage_source: UsageSource
+
+
+class ReservationExpired(Event, frozen=True, tag="call.reservation_expired.v1"):
+    """Its gateway died: the provider may have billed the call, so it is booked at its maximum."""
+
+    reservation_id: str
+    key_id: str
+    model: str
+    cost_nano_usd: int
+
+
+TenantEvent = TenantCreated | KeyIssued | KeyRevoked | BudgetSet | CallReserved | CallSettled | ReservationExpired
+
+_command_decoder: msgspec.msgpack.Decoder[TenantCommand] = msgspec.msgpack.Decoder(TenantCommand)
+
+
+def decode_command(body: bytes | msgspec.Raw) -> TenantCommand:
+    """Raises InvalidCommandError with what was wrong."""
+    try:
+        return _command_decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidCommandError(f"not a command of a tenant: {error}") from error
+
+
+def check_name(kind: str, text: str) -> None:
+    if not _PRINTABLE.fullmatch(text):
+        raise InvalidCommandError(f"a {kind}'s name has 1 to 200 printable characters, got {text[:40]!r}")

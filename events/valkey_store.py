@@ -1,0 +1,296 @@
+"""The event store on Valkey: streams for logs, one Lua function library for everything that must be atomic.
+
+Keys of a tenant in slice 17: ``{s017}:log:<tenant>`` (stream, ids are positions), ``{s017}:meta:<tenant>`` (epoch,
+position, head hash, status, placement), ``{s017}:replies:<tenant>`` (command id -> reply, 48 h). Keys of a slice:
+``{s017}:appends`` (a pointer per append, for followers), ``{s017}:timers``, ``{s017}:tenants``.
+"""
+
+import uuid
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.maint_notifications import MaintNotificationsConfig
+
+from events.codec import GENESIS, StoredEvent
+from events.errors import (
+    CommandIdReusedError,
+    FencedError,
+    IntegrityError,
+    StoreMismatchError,
+    StoreUnavailableError,
+    TenantClosedError,
+    WrongExpectedPositionError,
+)
+from events.slices import SLICE_COUNT, slice_of, slice_tag
+from events.store import (
+    REPLY_TTL_S,
+    Append,
+    Appended,
+    AppendOutcome,
+    CommandResult,
+    Head,
+    Known,
+    Placement,
+    Pointer,
+    TenantStatus,
+    check_caps,
+)
+
+LIBRARY = "tenantry_v1"
+IDENTITY_KEY = "tenantry:store"
+# Valkey's own states in which it answers but can't serve; the same command may work later.
+_TRANSIENT_CODES = ("OOM", "MISCONF", "LOADING", "BUSY", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
+
+
+def connect(url: str, *, db: int | None = None, timeout_s: float = 5.0, connections_max: int = 64) -> Redis:
+    """A client that neither re-sends commands by itself nor trusts a connection that has stray data on it.
+
+    redis-py 8.1 repeats a failed command ten times by default, which turns an append that happened into a false
+    conflict; and it skips its stray-data check while maintenance notifications are on.
+    """
+    if db is not None:
+        url = urlsplit(url)._replace(path=f"/{db}").geturl()
+    return Redis.from_url(
+        url,
+        protocol=2,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        max_connections=connections_max,
+        retry=Retry(NoBackoff(), 0),
+        maint_notifications_config=MaintNotificationsConfig(enabled=False),
+    )
+
+
+def library_source() -> str:
+    return files("events").joinpath("library.lua").read_text()
+
+
+async def execute(client: Redis, *args: Any) -> Any:
+    """One command. (redis-py leaves its own method untyped.)"""
+    return await cast("Any", client).execute_command(*args)
+
+
+async def load_library(client: Redis, name: str, source: str) -> None:
+    """Load a function library once; refuse to run against another text under the same name."""
+    listed = await execute(client, "FUNCTION", "LIST", "LIBRARYNAME", name, "WITHCODE")
+    if not listed:
+        try:
+            await execute(client, "FUNCTION", "LOAD", source)
+        except ResponseError as error:
+            if "already exists" not in str(error):
+                raise
+            await load_library(client, name, source)  # another process was faster: compare with what it loaded
+        return
+    fields = dict(zip(listed[0][::2], listed[0][1::2], strict=True))
+    if fields[b"library_code"].decode() != source:
+        raise StoreMismatchError(
+            f"the store runs another version of the function library {name!r}: upgrade one of them"
+        )
+
+
+def translate(error: Exception, tenant: str, epoch: int) -> Exception:
+    """The platform's error for what redis-py or the append function said."""
+    if isinstance(error, RedisConnectionError | RedisTimeoutError | OSError):
+        return StoreUnavailableError(f"{type(error).__name__}: {error}")
+    code, _, detail = str(error).partition(" ")
+    code = getattr(error, "status_code", None) or code  # redis-py takes the codes it knows off the message
+    match code:
+        case "FENCED":
+            return FencedError(tenant, epoch, detail)
+        case "POSITION":
+            return WrongExpectedPositionError(tenant, detail)
+        case "REUSED":
+            return CommandIdReusedError(detail)
+        case "CLOSED":
+            return TenantClosedError(f"tenant {tenant!r} is {detail}")
+        case "WRONGKEY" | "CORRUPT" | "BADARGS":
+            return IntegrityError(f"tenant {tenant!r}: {error}")
+    if code in _TRANSIENT_CODES or "Function not found" in str(error):
+        return StoreUnavailableError(f"{code}: {error}")
+    return error
+
+
+class ValkeyEventStore:
+    """``EventStore`` over one Valkey server. ``open`` before use."""
+
+    def __init__(self, client: Redis) -> None:
+        self._client = client
+
+    async def open(self) -> None:
+        """Load the function library and check that the store was created with this layout.
+
+        Raises:
+            StoreMismatchError: Another slice count, or another library under our name.
+        """
+        try:
+            await load_library(self._client, LIBRARY, library_source())
+            await execute(self._client, "HSETNX", IDENTITY_KEY, "slices", SLICE_COUNT)
+            await execute(self._client, "HSETNX", IDENTITY_KEY, "incarnation", uuid.uuid4().hex)
+            slices = int(await execute(self._client, "HGET", IDENTITY_KEY, "slices"))
+        except RedisError as error:
+            raise translate(error, "", 0) from error
+        if slices != SLICE_COUNT:
+            raise StoreMismatchError(f"the store has {slices} slices, this release uses {SLICE_COUNT}")
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def claim(self, tenant: str) -> Head:
+        key = f"{slice_tag(slice_of(tenant))}:meta:{tenant}"
+        epoch, position, head, status, placement = await self._call(
+            tenant, "FCALL", "tenantry_v1_claim", 1, key, tenant
+        )
+        return Head(epoch, position, head or GENESIS, _status(status), _placement(placement))
+
+    async def check(self, tenant: str, epoch: int) -> None:
+        current = await self._call(tenant, "HGET", f"{slice_tag(slice_of(tenant))}:meta:{tenant}", "epoch")
+        if current is None or int(current) != epoch:
+            raise FencedError(tenant, epoch, f"epoch is {current and int(current)}")
+
+    async def append(self, request: Append) -> Appended | Known:
+        outcome = (await self.append_many([request]))[0]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    async def append_many(self, requests: Sequence[Append]) -> list[AppendOutcome]:
+        outcomes: list[AppendOutcome | None] = [None] * len(requests)
+        calls: list[tuple[int, list[Any]]] = []
+        for index, request in enumerate(requests):
+            try:
+                check_caps(request)
+            except Exception as error:  # noqa: BLE001 - returned to the caller whose request it is
+                outcomes[index] = error
+            else:
+                calls.append((index, _append_args(request)))
+        for (index, _), answer in zip(calls, await self._send([args for _, args in calls]), strict=True):
+            request = requests[index]
+            if isinstance(answer, Exception):
+                outcomes[index] = translate(answer, request.tenant, request.epoch)
+                if "Function not found" in str(answer):
+                    await self.open()  # somebody flushed the functions; the writer repeats its append
+            elif answer[0] == 1:
+                outcomes[index] = Appended(answer[1], answer[2])
+            else:
+                outcomes[index] = Known(
+                    {key.decode(): reply for key, reply in zip(answer[1][::2], answer[1][1::2], strict=True)}
+                )
+        return cast("list[AppendOutcome]", outcomes)
+
+    async def _send(self, calls: list[list[Any]]) -> list[Any]:
+        """Answers or errors, one per call. A broken connection is every call's error."""
+        try:
+            if len(calls) == 1:
+                return [await execute(self._client, *calls[0])]
+            pipeline = self._client.pipeline(transaction=False)
+            for call in calls:
+                pipeline.execute_command(*call)
+            return await pipeline.execute(raise_on_error=False)
+        except (RedisError, OSError) as error:
+            return [error] * len(calls)
+
+    async def replies(self, tenant: str, command_ids: Sequence[str]) -> dict[str, CommandResult]:
+        key = f"{slice_tag(slice_of(tenant))}:replies:{tenant}"
+        answers = await self._call(tenant, "HMGET", key, *command_ids)
+        return {
+            command_id: CommandResult(command_id, stored[:32], stored[32:])
+            for command_id, stored in zip(command_ids, answers, strict=True)
+            if stored is not None
+        }
+
+    async def head(self, tenant: str) -> Head | None:
+        key = f"{slice_tag(slice_of(tenant))}:meta:{tenant}"
+        epoch, position, head, status, placement = await self._call(
+            tenant, "HMGET", key, "epoch", "position", "head", "status", "placement"
+        )
+        if position is None:
+            return None
+        return Head(int(epoch), int(position), head, _status(status), _placement(placement))
+
+    async def read(self, tenant: str, after_position: int, limit: int = 500) -> list[StoredEvent]:
+        key = f"{slice_tag(slice_of(tenant))}:log:{tenant}"
+        rows = await self._call(tenant, "XRANGE", key, f"{after_position + 1}-0", "+", "COUNT", limit)
+        return [StoredEvent(int(row_id.split(b"-")[0]), fields[b"e"], fields[b"h"]) for row_id, fields in rows]
+
+    async def tenants(self, slice_number: int) -> list[str]:
+        return sorted(name.decode() for name in await self._call("", "SMEMBERS", f"{slice_tag(slice_number)}:tenants"))
+
+    async def newest_cursors(self, slices: Sequence[int]) -> dict[int, str]:
+        calls = [["XREVRANGE", f"{slice_tag(number)}:appends", "+", "-", "COUNT", 1] for number in slices]
+        cursors = {}
+        for number, rows in zip(slices, await self._send(calls), strict=True):
+            if isinstance(rows, Exception):
+                raise translate(rows, "", 0)
+            cursors[number] = rows[0][0].decode() if rows else "0"
+        return cursors
+
+    async def tail(self, cursors: dict[int, str], block_ms: int) -> dict[int, list[Pointer]]:
+        keys = [f"{slice_tag(number)}:appends" for number in cursors]
+        answer = await self._call("", "XREAD", "COUNT", 1000, "BLOCK", block_ms, "STREAMS", *keys, *cursors.values())
+        found: dict[int, list[Pointer]] = {}
+        for key, rows in answer or []:
+            found[int(key[2:5])] = [
+                Pointer(row_id.decode(), fields[b"t"].decode(), int(fields[b"p"])) for row_id, fields in rows
+            ]
+        return found
+
+    async def due(self, now_us: int) -> list[str]:
+        pipeline = self._client.pipeline(transaction=False)
+        for number in range(SLICE_COUNT):
+            pipeline.execute_command("ZRANGEBYSCORE", f"{slice_tag(number)}:timers", "-inf", now_us, "LIMIT", 0, 100)
+        try:
+            answers = await pipeline.execute()
+        except (RedisError, OSError) as error:
+            raise translate(error, "", 0) from error
+        return [tenant.decode() for answer in answers for tenant in answer]
+
+    async def server_info(self) -> dict[str, str]:
+        """The server's version and the settings that durability depends on."""
+        info = await self._call("", "INFO", "server")
+        settings = await self._call("", "CONFIG", "GET", "append*", "maxmemory-policy")
+        plain = {_text(name): _text(value) for name, value in settings.items()}
+        return {"version": str(info.get("valkey_version", info.get("redis_version"))), **plain}
+
+    async def _call(self, tenant: str, *args: Any) -> Any:
+        try:
+            return await execute(self._client, *args)
+        except (RedisError, OSError) as error:
+            raise translate(error, tenant, 0) from error
+
+
+def _append_args(request: Append) -> list[Any]:
+    tenant, tag = request.tenant, slice_tag(slice_of(request.tenant))
+    args: list[Any] = [
+        "FCALL", "tenantry_v1_append", 6,
+        f"{tag}:log:{tenant}", f"{tag}:meta:{tenant}", f"{tag}:replies:{tenant}",
+        f"{tag}:timers", f"{tag}:appends", f"{tag}:tenants",
+        tenant, request.epoch, request.expected_position, request.previous_hash, request.entries[-1].hash,
+        REPLY_TTL_S * 1000, request.status, request.placement,
+        "" if request.next_timer_us is None else request.next_timer_us,
+        len(request.commands), len(request.entries),
+    ]  # fmt: skip
+    for command in request.commands:
+        args += (command.command_id, command.body_hash, command.reply)
+    for entry in request.entries:
+        args += (entry.record, entry.hash)
+    return args
+
+
+def _status(raw: bytes) -> TenantStatus:
+    return cast("TenantStatus", raw.decode())
+
+
+def _placement(raw: bytes) -> Placement:
+    return cast("Placement", raw.decode())
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value

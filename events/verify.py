@@ -1,0 +1,57 @@
+"""Walk a tenant's log and recompute its hash chain."""
+
+import msgspec
+
+from events.codec import GENESIS, decode_event, decode_record, next_hash
+from events.errors import ChainBrokenError, NotFoundError, PlatformError
+from events.store import EventStore
+
+
+class Verified(msgspec.Struct, frozen=True):
+    tenant: str
+    events: int
+    head_hash: str
+
+
+async def verify(store: EventStore, tenant: str) -> Verified:
+    """Check positions, hashes, stream versions, epochs and that every event still decodes.
+
+    Raises:
+        NotFoundError: No such tenant.
+        ChainBrokenError: Names the first bad position and what is wrong with it.
+    """
+    head = await store.head(tenant)
+    if head is None:
+        raise NotFoundError("tenant", tenant)
+    position, previous, epoch = 0, GENESIS, 0
+    versions: dict[str, int] = {}
+    while position < head.position:
+        page = await store.read(tenant, position)
+        if not page:
+            raise ChainBrokenError(tenant, position + 1, f"missing; the log should reach {head.position}")
+        for stored in page:
+            position += 1
+            if stored.position != position:
+                raise ChainBrokenError(tenant, position, f"missing; the next event has position {stored.position}")
+            previous = next_hash(previous, stored.record)
+            if stored.hash != previous:
+                raise ChainBrokenError(tenant, position, "its hash does not follow from its bytes and the hash before")
+            epoch = _check_meaning(tenant, position, stored.record, versions, epoch)
+            if position == head.position and previous != head.hash:
+                raise ChainBrokenError(tenant, position, "its hash is not the one that the store remembers as head")
+    return Verified(tenant, position, previous.hex())
+
+
+def _check_meaning(tenant: str, position: int, raw: bytes, versions: dict[str, int], epoch: int) -> int:
+    try:
+        record = decode_record(raw)
+        decode_event(record.data)
+    except PlatformError as error:
+        raise ChainBrokenError(tenant, position, str(error)) from error
+    expected = versions.get(record.stream, 0) + 1
+    if record.version != expected:
+        raise ChainBrokenError(tenant, position, f"version {record.version} of {record.stream!r}, expected {expected}")
+    if record.epoch < epoch:
+        raise ChainBrokenError(tenant, position, f"epoch {record.epoch} after epoch {epoch}: two writers")
+    versions[record.stream] = record.version
+    return record.epoch

@@ -1,0 +1,47 @@
+"""The Ray shell of a projection runner."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+
+from events.process import Connect, detached_actor, end_process
+from projections.directory import DirectoryProjection
+from projections.model import Projection
+from projections.runner import ReadModels, Runner
+from projections.usage import UsageProjection
+
+log = logging.getLogger(__name__)
+
+ACTOR_NAME = "projections"
+PROJECTIONS: tuple[Projection, ...] = (UsageProjection(), DirectoryProjection())
+
+
+ConnectModels = Callable[[], Awaitable[ReadModels]]
+
+
+class ProjectionActor:
+    """Keeps all read models of a range of slices. Restarted by Ray for ever; its checkpoints say where to go on."""
+
+    # async only so that a loop runs already; Ray awaits it
+    async def __init__(self, name: str, connect: Connect, models: ConnectModels, slices: Sequence[int]) -> None:  # type: ignore[misc]
+        self._name, self._connect, self._connect_models, self._slices = name, connect, models, slices
+        self._runner: Runner | None = None
+        self._task = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        try:
+            connections = await self._connect(self._name)
+            models = await self._connect_models()
+            self._runner = Runner(connections.store, models, connections.bus, PROJECTIONS, self._slices)
+            await self._runner.run()
+        except Exception:
+            log.exception("projection.failed name=%s", self._name)
+            end_process()
+
+    async def parked(self) -> list[tuple[str, str]]:
+        return self._runner.parked if self._runner else []
+
+
+def start_projections(connect: Connect, models: ConnectModels, slices: Sequence[int]) -> None:
+    """Start the actor that keeps the read models, or find the one that runs."""
+    detached_actor(ProjectionActor, ACTOR_NAME, ACTOR_NAME, connect, models, slices)

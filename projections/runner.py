@@ -1,0 +1,182 @@
+"""Follows the logs of some slices and keeps read models, exactly once."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from events.bus import Bus, live_subject
+from events.codec import StoredEvent, decode_event, decode_record
+from events.errors import BusUnavailableError, IntegrityError, PlatformError, TransientError
+from events.slices import slice_of
+from events.store import EventStore
+from events.valkey_store import execute, load_library, translate
+from projections.model import Add, Projection, Put, checkpoint_key, model_key
+
+log = logging.getLogger(__name__)
+
+LIBRARY = "tenantry_projection_v1"
+_PAGE_EVENTS = 500
+_BLOCK_MS = 5_000  # below the client's socket timeout
+_RETRY_FIRST_S, _RETRY_MAX_S = 0.1, 2.0
+
+
+class ReadModels:
+    """The read side's Valkey: read models and their checkpoints. ``open`` before use."""
+
+    def __init__(self, client: Redis) -> None:
+        self._client = client
+
+    async def open(self) -> None:
+        source = files("projections").joinpath("library.lua").read_text()
+        try:
+            await load_library(self._client, LIBRARY, source)
+        except RedisError as error:
+            raise translate(error, "", 0) from error
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def checkpoint(self, projection: Projection, tenant: str) -> int:
+        key = checkpoint_key(projection.name, projection.generation, slice_of(tenant))
+        return int(await self._call("HGET", key, tenant) or 0)
+
+    async def checkpoints(self, projection: Projection, slice_number: int) -> dict[str, int]:
+        rows = await self._call("HGETALL", checkpoint_key(projection.name, projection.generation, slice_number))
+        return {tenant.decode(): int(position) for tenant, position in rows.items()}
+
+    async def fields(self, projection: Projection, tenant: str) -> dict[bytes, bytes]:
+        found: dict[bytes, bytes] = await self._call(
+            "HGETALL", model_key(projection.name, projection.generation, tenant)
+        )
+        return found
+
+    async def apply(self, projection: Projection, tenant: str, page: Sequence[StoredEvent], expected: int) -> int:
+        """Fold a page of events into the read model. Returns the new checkpoint.
+
+        Raises:
+            IntegrityError: An event can't be decoded, or another runner moved the checkpoint.
+        """
+        adds: dict[str, int] = {}
+        puts: dict[str, bytes] = {}
+        for stored in page:
+            record = decode_record(stored.record)
+            for write in projection.apply(tenant, record, decode_event(record.data)):
+                match write:
+                    case Add(field, amount):
+                        adds[field] = adds.get(field, 0) + amount
+                    case Put(field, value):
+                        puts[field] = value
+        keys = (
+            checkpoint_key(projection.name, projection.generation, slice_of(tenant)),
+            model_key(projection.name, projection.generation, tenant),
+        )
+        args: list[Any] = [tenant, expected, page[-1].position, len(adds), len(puts)]
+        for pair in (*adds.items(), *puts.items()):
+            args += pair
+        answer: int = await self._call("FCALL", "tenantry_projection_v1_apply", 2, *keys, *args)
+        return answer
+
+    async def _call(self, *args: Any) -> Any:
+        try:
+            return await execute(self._client, *args)
+        except (RedisError, OSError) as error:
+            if str(error).startswith("CHECKPOINT"):
+                raise IntegrityError(f"another runner keeps this projection: {error}") from error
+            translated = translate(error, "", 0)
+            if "Function not found" in str(error):
+                await self.open()
+            raise translated from error
+
+
+class Runner:
+    """One follower of some slices for some projections."""
+
+    def __init__(
+        self, store: EventStore, models: ReadModels, bus: Bus, projections: Sequence[Projection], slices: Sequence[int]
+    ) -> None:
+        self._store, self._models, self._bus = store, models, bus
+        self._projections = projections
+        self._slices = slices
+        self._checkpoints: dict[tuple[str, str], int] = {}
+        self._parked: set[tuple[str, str]] = set()
+
+    @property
+    def parked(self) -> list[tuple[str, str]]:
+        """(projection, tenant) pairs that stopped at an event they can't apply."""
+        return sorted(self._parked)
+
+    async def run(self) -> None:
+        """Until cancelled. What is unavailable is waited for."""
+        delay_s = _RETRY_FIRST_S
+        while True:
+            try:
+                await self._follow()
+            except PlatformError as error:
+                log.warning("projection.retried in_s=%s: %s", delay_s, error)
+            await asyncio.sleep(delay_s)  # back-off; only asking again tells that the store is back
+            delay_s = min(delay_s * 2, _RETRY_MAX_S)
+
+    async def _follow(self) -> None:
+        """The pointers kept per slice are a bounded hint, so start by comparing every log's end with its checkpoint;
+        the cursors are taken before that, so that nothing falls between the two.
+        """
+        cursors = await self._store.newest_cursors(self._slices)
+        for number in self._slices:
+            await self._reconcile(number)
+        while True:
+            found = await self._store.tail(cursors, _BLOCK_MS)
+            for number, pointers in found.items():
+                newest = {pointer.tenant: pointer.last_position for pointer in pointers}
+                for tenant, position in newest.items():
+                    await self._advance(tenant, position)
+                cursors[number] = pointers[-1].cursor
+
+    async def _reconcile(self, number: int) -> None:
+        tenants = await self._store.tenants(number)
+        if not tenants:
+            return
+        for projection in self._projections:
+            for tenant, position in (await self._models.checkpoints(projection, number)).items():
+                self._checkpoints[projection.name, tenant] = position
+        for tenant in tenants:
+            head = await self._store.head(tenant)
+            if head is not None:
+                await self._advance(tenant, head.position)
+
+    async def _advance(self, tenant: str, position: int) -> None:
+        for projection in self._projections:
+            if (projection.name, tenant) in self._parked:
+                continue
+            try:
+                await self._advance_one(projection, tenant, position)
+            except TransientError:
+                raise
+            except Exception:
+                # one tenant's poison event stops that tenant's read model, and nobody else's
+                log.exception("projection.parked projection=%s tenant=%s", projection.name, tenant)
+                self._parked.add((projection.name, tenant))
+
+    async def _advance_one(self, projection: Projection, tenant: str, position: int) -> None:
+        key = (projection.name, tenant)
+        at = self._checkpoints.get(key)
+        if at is None:
+            at = await self._models.checkpoint(projection, tenant)
+        while at < position:
+            page = await self._store.read(tenant, at, _PAGE_EVENTS)
+            if not page:
+                raise IntegrityError(f"log of {tenant!r} ends at {at}, its slice says {position}")
+            try:
+                at = await self._models.apply(projection, tenant, page, at)
+            except PlatformError:
+                self._checkpoints.pop(key, None)  # unknown whether it was written: read it again
+                raise
+            self._checkpoints[key] = at
+        try:
+            await self._bus.publish(live_subject(tenant, projection.name), str(at).encode())
+        except BusUnavailableError as error:  # a hint; who waits for it also looks for itself
+            log.warning("projection.hint_lost tenant=%s: %s", tenant, error)

@@ -1,0 +1,95 @@
+"""The few pieces of ASGI that the hot path needs without a framework around it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from serve.http_errors import HttpError, error_body, error_headers
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class ClientLeftError(Exception):
+    """The client closed its connection before it had the answer."""
+
+
+def header(scope: Scope, name: bytes) -> str | None:
+    """The first header of that (lower-case) name, as text."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return str(value.decode("latin-1"))
+    return None
+
+
+async def read_body(receive: Receive, bytes_max: int) -> bytes:
+    """Raises HttpError (413) before more than ``bytes_max`` are held, ClientLeftError where the body never ends."""
+    parts, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeftError
+        part = message.get("body", b"")
+        size += len(part)
+        if size > bytes_max:
+            raise HttpError(413, "too_large", f"the body is larger than {bytes_max} bytes")
+        parts.append(part)
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+async def run_unless_client_leaves(work: Awaitable[None], receive: Receive) -> None:
+    """Run ``work`` to its end; cancel it, and wait for that, as soon as the client is gone or we are cancelled."""
+    task = asyncio.ensure_future(work)
+    left = asyncio.ensure_future(_until_disconnect(receive))
+    try:
+        await asyncio.wait((task, left), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientLeftError
+        task.result()
+    finally:
+        left.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait((task,))
+
+
+async def _until_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class Responder:
+    """Sends one response, whole or streamed, and knows how far it has got."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.has_started = False
+
+    async def start(self, status: int, headers: dict[str, str]) -> None:
+        raw = [(key.encode("latin-1"), value.encode("latin-1")) for key, value in headers.items()]
+        self.has_started = True
+        await self._send({"type": "http.response.start", "status": status, "headers": raw})
+
+    async def body(self, data: bytes, *, more: bool) -> None:
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def json(self, status: int, data: bytes, headers: dict[str, str] | None = None) -> None:
+        await self.start(
+            status, {"content-type": "application/json", "content-length": str(len(data)), **(headers or {})}
+        )
+        await self.body(data, more=False)
+
+    async def event(self, data: bytes) -> None:
+        """One server-sent event; opens the stream if need be."""
+        await self.body(b"data: " + data + b"\n\n", more=True)
+
+    async def error(self, error: HttpError) -> None:
+        """The error as a response, or as the last event of a stream that has begun."""
+        if self.has_started:
+            await self.event(error_body(error))
+            await self.body(b"", more=False)
+        else:
+            await self.json(error.status, error_body(error), error_headers(error))

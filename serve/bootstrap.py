@@ -1,0 +1,47 @@
+"""The only place that opens connections. Every process of a deployment comes here with the settings it inherited."""
+
+from actors.supervision.root import start_root_supervisor
+from events.bus import Bus
+from events.process import Connect, Connections, end_process
+from events.slices import SLICE_COUNT
+from events.valkey_store import ValkeyEventStore, connect
+from projections.actor import ConnectModels, start_projections
+from projections.runner import ReadModels
+from serve.settings import Settings
+
+# Above the longest blocking read, so that waiting for events is not taken for a dead server.
+_SOCKET_TIMEOUT_S = 8.0
+
+
+async def open_store(settings: Settings) -> ValkeyEventStore:
+    store = ValkeyEventStore(connect(settings.valkey_url, timeout_s=_SOCKET_TIMEOUT_S))
+    await store.open()
+    return store
+
+
+async def open_read_models(settings: Settings) -> ReadModels:
+    models = ReadModels(connect(settings.valkey_url, db=settings.reads_db, timeout_s=_SOCKET_TIMEOUT_S))
+    await models.open()
+    return models
+
+
+async def open_bus(settings: Settings, name: str) -> Bus:
+    return await Bus.connect(settings.nats_url, name, end_process)
+
+
+async def open_connections(name: str) -> Connections:
+    settings = Settings.from_environment()
+    return Connections(await open_store(settings), await open_bus(settings, name))
+
+
+async def open_models() -> ReadModels:
+    return await open_read_models(Settings.from_environment())
+
+
+def start_actors(settings: Settings) -> None:
+    """Start the actors of a deployment on the Ray cluster this process is connected to, or find those that run."""
+    open_for_actor: Connect = open_connections
+    models_for_actor: ConnectModels = open_models
+    wait_until_listening = start_root_supervisor(open_for_actor, settings.pool_shards)
+    start_projections(models=models_for_actor, connect=open_for_actor, slices=range(SLICE_COUNT))
+    wait_until_listening()

@@ -1,0 +1,206 @@
+"""``POST /v1/chat/completions``: authenticate, reserve the maximum, call the model, settle what was really used.
+
+Whatever happens in between, a reservation is settled once: by the answer, by its failure, by the client's leaving, or,
+where this process dies, by the tenant's timer.
+"""
+
+import asyncio
+import logging
+from typing import Any
+
+import msgspec
+
+from events.ask import Asker
+from events.envelope import Ok
+from events.errors import CommandRefusedError, OutcomeUnknownError, PlatformError, TransientError
+from events.tenant import Outcome, ReserveCall, SettleCall
+from serve.asgi import ClientLeftError, Receive, Responder, Scope, Send, header, read_body, run_unless_client_leaves
+from serve.auth import Authenticator, Principal
+from serve.chat_request import Call, parse_chat
+from serve.http_errors import HttpError, as_http_error
+from serve.settings import Model
+from serve.upstream import UpstreamError, Upstreams
+from serve.usage_meter import Tokens, UsageMeter
+
+log = logging.getLogger(__name__)
+
+_TTL_MARGIN_S = 60.0  # a reservation outlives its call's own time-out, so only a dead gateway's expire
+_SETTLE_WAIT_S = 10.0  # how long an answer waits for its booking; the reservation is durable in any case
+NOTHING, UNKNOWN = Tokens(0, 0, "measured"), Tokens(0, 0, "unknown")
+_SSE_HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
+
+
+class OpenCall(msgspec.Struct):
+    """A reserved call on its way. ``settled`` guards against booking it twice."""
+
+    principal: Principal
+    call: Call
+    call_id: str
+    reserved_position: int
+    meter: UsageMeter
+    settled: bool = False
+
+
+class ChatEndpoint:
+    def __init__(
+        self,
+        models: dict[str, Model],
+        authenticator: Authenticator,
+        asker: Asker,
+        upstreams: Upstreams,
+        *,
+        call_timeout_s: float,
+        body_bytes_max: int,
+    ) -> None:
+        self._models, self._authenticator, self._asker, self._upstreams = models, authenticator, asker, upstreams
+        self._ttl_us = int((call_timeout_s + _TTL_MARGIN_S) * 1e6)
+        self._body_bytes_max = body_bytes_max
+        self._settling: set[asyncio.Task[Ok | None]] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        responder = Responder(send)
+        try:
+            principal = await self._authenticator.authenticate(header(scope, b"authorization"))
+            call = parse_chat(await read_body(receive, self._body_bytes_max), self._models)
+            await run_unless_client_leaves(self._serve(principal, call, responder), receive)
+        except ClientLeftError:
+            log.info("chat.client_left")
+        except HttpError as error:
+            await responder.error(error)
+        except PlatformError as error:
+            await responder.error(as_http_error(error))
+
+    async def _serve(self, principal: Principal, call: Call, responder: Responder) -> None:
+        call_id = self._asker.new_id()
+        reserve = ReserveCall(call_id, principal.key_id, call.model.name, call.cost_max_nano_usd, self._ttl_us)
+        running = OpenCall(principal, call, call_id, 0, UsageMeter(call.input_bytes))
+        try:
+            reserved = await self._asker.ask(
+                principal.tenant, reserve, actor=f"key:{principal.key_id}", command_id=call_id, correlation_id=call_id
+            )
+        except (asyncio.CancelledError, OutcomeUnknownError):
+            # it may have been reserved, and no call will be made: this comes after it and frees it
+            self._start_settling(running, NOTHING, "failed")
+            raise
+        running.reserved_position = reserved.position
+        try:
+            if call.is_stream:
+                await self._stream(running, responder)
+            else:
+                await self._complete(running, responder)
+        except UpstreamError as error:
+            await self._settle_failed(running, error)
+            raise
+        finally:
+            if not running.settled:  # the client left, or we are being stopped
+                self._settle_cancelled(running)
+
+    async def _complete(self, running: OpenCall, responder: Responder) -> None:
+        answer = await self._upstreams.complete(running.call.model, running.call.body)
+        running.meter.see(answer)
+        booked = await self._settle(running, running.meter.tokens(), "ok")
+        answer["model"] = running.call.model.name
+        answer.setdefault("usage", _usage(running.meter.tokens()))
+        position = booked.position if booked else running.reserved_position
+        await responder.json(200, msgspec.json.encode(answer), _headers(running, position))
+
+    async def _stream(self, running: OpenCall, responder: Responder) -> None:
+        last: dict[str, Any] = {}
+        has_sent_usage = False
+        async for chunk in self._upstreams.stream(running.call.model, running.call.body):
+            running.meter.see(chunk)
+            if not responder.has_started:  # only now: until the first chunk an error can still be a status
+                await responder.start(200, {**_SSE_HEADERS, **_headers(running, running.reserved_position)})
+            chunk["model"] = running.call.model.name
+            if not running.call.wants_usage and "usage" in chunk:
+                if not chunk.get("choices"):
+                    continue
+                del chunk["usage"]
+            has_sent_usage = has_sent_usage or chunk.get("usage") is not None
+            last = chunk
+            await responder.event(msgspec.json.encode(chunk))
+        if not responder.has_started:
+            await responder.start(200, {**_SSE_HEADERS, **_headers(running, running.reserved_position)})
+        if running.call.wants_usage and not has_sent_usage:
+            closing = {**last, "choices": [], "usage": _usage(running.meter.tokens())}
+            await responder.event(msgspec.json.encode(closing))
+        await self._settle(running, running.meter.tokens(), "ok")  # before the end, so that the end means "booked"
+        await responder.event(b"[DONE]")
+        await responder.body(b"", more=False)
+
+    async def _settle_failed(self, running: OpenCall, error: UpstreamError) -> None:
+        if running.meter.has_begun:
+            await self._settle(running, running.meter.tokens(), "failed")
+        elif error.may_have_cost:
+            await self._settle(running, UNKNOWN, "failed")
+        else:
+            await self._settle(running, NOTHING, "failed")
+
+    def _settle_cancelled(self, running: OpenCall) -> None:
+        """Starts the booking and doesn't wait: whoever is being cancelled must not."""
+        tokens = running.meter.tokens() if running.meter.has_begun else UNKNOWN
+        self._start_settling(running, tokens, "cancelled")
+
+    async def _settle(self, running: OpenCall, tokens: Tokens, outcome: Outcome) -> Ok | None:
+        """None: not confirmed within the wait. It goes on in the background, and if all fails the timer books it."""
+        task = self._start_settling(running, tokens, outcome)
+        done, _ = await asyncio.wait((task,), timeout=_SETTLE_WAIT_S)
+        return task.result() if done else None
+
+    def _start_settling(self, running: OpenCall, tokens: Tokens, outcome: Outcome) -> "asyncio.Task[Ok | None]":
+        running.settled = True
+        task = asyncio.create_task(self._book(running, tokens, outcome), name=f"settle-{running.call_id}")
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+        return task
+
+    async def _book(self, running: OpenCall, tokens: Tokens, outcome: Outcome) -> Ok | None:
+        price, is_unknown = running.call.model.price, tokens.source == "unknown"
+        cost = running.call.cost_max_nano_usd if is_unknown else price.cost_nano_usd(
+            tokens.input_tokens, tokens.output_tokens
+        )  # fmt: skip
+        command = SettleCall(running.call_id, tokens.input_tokens, tokens.output_tokens, cost, outcome, tokens.source)
+        command_id = self._asker.new_id()
+        give_up_at = asyncio.get_running_loop().time() + self._ttl_us / 1e6
+        while True:
+            try:
+                return await self._asker.ask(
+                    running.principal.tenant,
+                    command,
+                    actor=f"key:{running.principal.key_id}",
+                    command_id=command_id,
+                    correlation_id=running.call_id,
+                )
+            except TransientError as error:
+                if asyncio.get_running_loop().time() > give_up_at:  # the tenant's timer has booked it by now
+                    log.error("chat.settle_gave_up call=%s: %s", running.call_id, error)
+                    return None
+                log.warning("chat.settle_retried call=%s: %s", running.call_id, error)
+            except CommandRefusedError as refusal:
+                log.log(
+                    logging.INFO if tokens is NOTHING else logging.ERROR,
+                    "chat.settle_refused call=%s: %s",
+                    running.call_id,
+                    refusal,
+                )
+                return None
+            except PlatformError as error:
+                log.error("chat.settle_failed call=%s: %s", running.call_id, error)
+                return None
+
+    async def drain(self) -> None:
+        """Wait for bookings under way."""
+        if self._settling:
+            await asyncio.wait(self._settling, timeout=_SETTLE_WAIT_S)
+
+
+def _headers(running: OpenCall, position: int) -> dict[str, str]:
+    return {"x-tenantry-position": str(position), "x-tenantry-call": running.call_id}
+
+
+def _usage(tokens: Tokens) -> dict[str, int]:
+    return {
+        "prompt_tokens": tokens.input_tokens,
+        "completion_tokens": tokens.output_tokens,
+        "total_tokens": tokens.input_tokens + tokens.output_tokens,
+    }

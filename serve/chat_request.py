@@ -1,0 +1,112 @@
+"""A chat completion request: what has to be right before money is reserved for it. Pure."""
+
+from typing import Annotated, Any
+
+import msgspec
+
+from serve.http_errors import HttpError
+from serve.settings import Model
+
+_DEPTH_MAX = 64
+_INPUT_OVERHEAD_TOKENS = 16  # per message: role and separators of the chat template
+
+
+class StreamOptions(msgspec.Struct, frozen=True):
+    include_usage: bool = False
+
+
+class ChatRequest(msgspec.Struct, frozen=True):
+    """The fields that decide about cost and form. All others go to the upstream as they came."""
+
+    model: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+    messages: Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1, max_length=4096)]
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    n: Annotated[int, msgspec.Meta(ge=1, le=128)] | None = None
+
+
+class Call(msgspec.Struct, frozen=True):
+    """A request that passed: what the upstream is sent (but for the model's name), and the most it can use."""
+
+    model: Model
+    body: dict[str, Any]
+    is_stream: bool
+    wants_usage: bool
+    input_bytes: int
+    input_tokens_max: int
+    output_tokens_max: int
+
+    @property
+    def cost_max_nano_usd(self) -> int:
+        return self.model.price.cost_nano_usd(self.input_tokens_max, self.output_tokens_max)
+
+
+def check_depth(body: bytes) -> None:
+    """The decoder recurses; a body that nests deeper than any real one is refused before it gets there."""
+    depth, in_string, escaped = 0, False, False
+    if body.count(b"[") + body.count(b"{") <= _DEPTH_MAX:
+        return
+    for byte in body:
+        if in_string:
+            if escaped:
+                escaped = False
+            elif byte == 0x5C:
+                escaped = True
+            elif byte == 0x22:
+                in_string = False
+        elif byte == 0x22:
+            in_string = True
+        elif byte in b"[{":
+            depth += 1
+            if depth > _DEPTH_MAX:
+                raise HttpError(400, "invalid_request", f"the body nests deeper than {_DEPTH_MAX} levels")
+        elif byte in b"]}":
+            depth -= 1
+
+
+def parse_chat(body: bytes, models: dict[str, Model]) -> Call:
+    """Raises HttpError with what is wrong and where."""
+    check_depth(body)
+    try:
+        request = msgspec.json.decode(body, type=ChatRequest)
+        fields: dict[str, Any] = msgspec.json.decode(body)
+    except msgspec.ValidationError as error:
+        message, _, path = str(error).partition(" - at `$.")
+        raise HttpError(
+            400, "invalid_request", f"malformed request: {error}", param=path.rstrip("`") or None
+        ) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise HttpError(400, "invalid_request", f"the body is not JSON: {error}") from error
+    model = models.get(request.model)
+    if model is None:
+        known = ", ".join(sorted(models)) or "none yet: give `tenantry up` a models file"
+        message = f"the model {request.model!r} does not exist; there are: {known}"
+        raise HttpError(404, "model_not_found", message, param="model")
+    return _call(request, fields, model, len(body))
+
+
+def _call(request: ChatRequest, fields: dict[str, Any], model: Model, body_bytes: int) -> Call:
+    wanted = request.max_completion_tokens or request.max_tokens
+    if wanted is not None and wanted > model.max_output_tokens:
+        param = "max_completion_tokens" if request.max_completion_tokens else "max_tokens"
+        message = f"{param} is {wanted}, model {model.name!r} gives at most {model.max_output_tokens}"
+        raise HttpError(400, "invalid_request", message, param=param)
+    is_stream, options = bool(request.stream), request.stream_options
+    if options is not None and not is_stream:
+        raise HttpError(400, "invalid_request", "stream_options needs stream: true", param="stream_options")
+    if wanted is None:
+        fields["max_tokens"] = model.max_output_tokens  # or the reservation would not be the maximum
+    if is_stream:
+        fields["stream_options"] = {**fields.get("stream_options", {}), "include_usage": True}
+    return Call(
+        model=model,
+        body=fields,
+        is_stream=is_stream,
+        wants_usage=options is not None and options.include_usage,
+        input_bytes=body_bytes,
+        # a token stands for at least one byte, so bytes bound tokens whatever the tokenizer
+        input_tokens_max=body_bytes + _INPUT_OVERHEAD_TOKENS * len(request.messages),
+        output_tokens_max=(wanted or model.max_output_tokens) * (request.n or 1),
+    )

@@ -1,0 +1,96 @@
+"""Examine a running deployment. Each finding is ok, or says what to do."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from importlib.metadata import version
+
+import ray
+from ray.exceptions import RayError
+
+from actors.supervision.root import ROOT_NAME
+from events.bus import ACTIVATE, NoOneListensError
+from events.errors import PlatformError
+from events.process import NAMESPACE
+from events.slices import SLICE_COUNT
+from projections.actor import PROJECTIONS
+from serve.services import Services
+
+_LAG_EVENTS_MAX = 1_000
+_PARTS = ("tenantry", "ray", "nats-py", "redis", "msgspec", "pydantic")
+
+Examination = Callable[[Services], Awaitable[tuple[bool, str]]]
+
+
+async def _versions(_services: Services) -> tuple[bool, str]:
+    return True, ", ".join(f"{part} {version(part)}" for part in _PARTS)
+
+
+async def _valkey(services: Services) -> tuple[bool, str]:
+    info = await services.store.server_info()
+    wanted = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}
+    wrong = {name: info[name] for name, value in wanted.items() if info[name] != value}
+    if wrong:
+        return False, f"{wrong}: an acknowledged command can get lost; set {wanted} in valkey.conf"
+    return True, f"Valkey {info['version']}, every acknowledged command is on disk (appendfsync always)"
+
+
+async def _nats(services: Services) -> tuple[bool, str]:
+    if not services.bus.is_connected:
+        return False, "not connected: start nats-server, or correct TENANTRY_NATS_URL"
+    try:
+        await services.bus.request(ACTIVATE, b"", 2.0)  # no tenant has the empty id, so this activates nothing
+    except NoOneListensError:
+        return False, "connected, but no root supervisor listens: Ray restarts it; look at its log if it stays away"
+    except TimeoutError:
+        return False, "connected, but the root supervisor does not answer"
+    return True, "connected, the root supervisor answers"
+
+
+async def _ray(_services: Services) -> tuple[bool, str]:
+    nodes = await asyncio.to_thread(ray.nodes)
+    alive = sum(node["Alive"] for node in nodes)
+    try:
+        await asyncio.to_thread(ray.get_actor, ROOT_NAME, NAMESPACE)
+    except ValueError:
+        return False, f"{alive} nodes alive, but there is no root supervisor: start the platform again"
+    return alive > 0, f"Ray {ray.__version__}, {alive} of {len(nodes)} nodes alive"
+
+
+async def _lag(services: Services) -> tuple[bool, str]:
+    behind = 0
+    for projection in PROJECTIONS:
+        for number in range(SLICE_COUNT):
+            checkpoints = await services.models.checkpoints(projection, number)
+            for tenant in await services.store.tenants(number):
+                head = await services.store.head(tenant)
+                behind += max(0, (head.position if head else 0) - checkpoints.get(tenant, 0))
+    if behind > _LAG_EVENTS_MAX:
+        return False, f"read models are {behind} events behind: look at the log of the actor `projections`"
+    return True, f"read models are {behind} events behind"
+
+
+async def _models(services: Services) -> tuple[bool, str]:
+    names = [model.name for model in services.settings.models.models]
+    if not names:
+        return False, "no models: give `tenantry up --models FILE`, or set TENANTRY_UPSTREAM_URL"
+    return True, ", ".join(names)
+
+
+EXAMINATIONS: dict[str, Examination] = {
+    "versions": _versions,
+    "event store": _valkey,
+    "bus": _nats,
+    "ray": _ray,
+    "read models": _lag,
+    "models": _models,
+}
+
+
+async def examine(services: Services) -> AsyncIterator[tuple[str, bool, str]]:
+    """Yields (what, is it ok, detail or what to do)."""
+    for name, examination in EXAMINATIONS.items():
+        try:
+            ok, detail = await examination(services)
+        except (PlatformError, RayError) as error:
+            ok, detail = False, str(error)
+        yield name, ok, detail

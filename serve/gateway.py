@@ -1,0 +1,165 @@
+"""The HTTP surface: FastAPI for everything, and the chat route straight on ASGI, because it is the hot path."""
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Header, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from events.ask import Asker
+from events.errors import PlatformError
+from serve import bootstrap, openapi
+from serve.admin import Svc, router
+from serve.asgi import Receive, Scope, Send
+from serve.auth import Authenticator, Principal
+from serve.chat import ChatEndpoint
+from serve.http_errors import HttpError, as_http_error, error_body, error_headers
+from serve.services import Services
+from serve.settings import Settings
+from serve.upstream import Upstreams
+from serve.usage import TenantUsage, usage_of
+
+CHAT_PATH = "/v1/chat/completions"
+
+
+async def principal_of(request: Request, authorization: Annotated[str | None, Header()] = None) -> Principal:
+    services: Services = request.app.state.services
+    return await services.authenticator.authenticate(authorization)
+
+
+Caller = Annotated[Principal, Depends(principal_of)]
+
+
+def _error_response(error: HttpError) -> Response:
+    return Response(
+        error_body(error), status_code=error.status, headers=error_headers(error), media_type="application/json"
+    )
+
+
+async def _on_http_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HttpError)
+    return _error_response(error)
+
+
+async def _on_platform_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, PlatformError)
+    return _error_response(as_http_error(error))
+
+
+async def _on_invalid(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"][1:])
+    return _error_response(HttpError(400, "invalid_request", f"{where}: {first['msg']}", param=where or None))
+
+
+async def _on_starlette_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path}: {error.detail}; GET /openapi.json lists what there is"
+    code = "not_found" if error.status_code == 404 else "invalid_request"
+    return _error_response(HttpError(error.status_code, code, message))
+
+
+def build_app() -> FastAPI:
+    """The surface but for the chat route. ``app.state.services`` must be set before the first request."""
+    app = FastAPI(title="Tenantry", version="0.1.0", docs_url=None, redoc_url=None)
+    app.include_router(router)
+    app.add_exception_handler(HttpError, _on_http_error)
+    app.add_exception_handler(PlatformError, _on_platform_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_starlette_error)
+
+    @app.get("/v1/models", tags=["openai"])
+    async def list_models(services: Svc, _caller: Caller) -> dict[str, Any]:
+        """The models that a request can name."""
+        return {"object": "list", "data": [_model_out(model.name) for model in services.settings.models.models]}
+
+    @app.get("/v1/models/{model:path}", tags=["openai"])
+    async def show_model(services: Svc, _caller: Caller, model: str) -> dict[str, Any]:
+        if model not in {known.name for known in services.settings.models.models}:
+            raise HttpError(404, "model_not_found", f"the model {model!r} does not exist", param="model")
+        return _model_out(model)
+
+    @app.get("/v1/usage", tags=["tenant"])
+    async def usage(services: Svc, caller: Caller, min_position: Annotated[int, Query(ge=0)] = 0) -> TenantUsage:
+        """What the calling tenant has used: everything acknowledged before this request, or up to `min_position`."""
+        return await usage_of(services, caller.tenant, min_position)
+
+    @app.get("/healthz", tags=["health"])
+    async def healthz() -> dict[str, str]:
+        """This process runs."""
+        return {"status": "ok"}
+
+    @app.get("/readyz", tags=["health"])
+    async def readyz(services: Svc) -> JSONResponse:
+        """This process can serve: store and bus answer."""
+        await services.store.head("ready")
+        ready = services.bus.is_connected
+        return JSONResponse({"status": "ready" if ready else "bus away"}, status_code=200 if ready else 503)
+
+    openapi.document_chat(app, CHAT_PATH)
+    return app
+
+
+def _model_out(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "tenantry"}
+
+
+class Gateway:
+    """The ASGI application of one replica. Opens its connections on the first request or health check."""
+
+    def __init__(self) -> None:
+        self._opening: asyncio.Task[tuple[FastAPI, ChatEndpoint]] | None = None
+
+    async def ready(self) -> tuple[FastAPI, ChatEndpoint]:
+        """Raises what opening raised; the next call tries again."""
+        if self._opening is None or (self._opening.done() and self._opening.exception() is not None):
+            self._opening = asyncio.create_task(self._open())
+        return await asyncio.shield(self._opening)
+
+    async def _open(self) -> tuple[FastAPI, ChatEndpoint]:
+        settings = Settings.from_environment()
+        store = await bootstrap.open_store(settings)
+        bus = await bootstrap.open_bus(settings, "gateway")
+        asker = Asker(bus)
+        authenticator = Authenticator(asker, store, settings.pepper, settings.admin_key)
+        await authenticator.follow_revocations(bus)
+        upstreams = Upstreams(settings.call_timeout_s)
+        models = await bootstrap.open_read_models(settings)
+        app = build_app()
+        app.state.services = Services(settings, store, models, bus, asker, authenticator, upstreams)
+        chat = ChatEndpoint(
+            {model.name: model for model in settings.models.models},
+            authenticator,
+            asker,
+            upstreams,
+            call_timeout_s=settings.call_timeout_s,
+            body_bytes_max=settings.body_bytes_max,
+        )
+        return app, chat
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+            return
+        if scope["type"] != "http":
+            return
+        try:
+            app, chat = await self.ready()
+        except PlatformError as error:
+            await _error_response(as_http_error(error))(scope, receive, send)
+            return
+        if scope["path"] == CHAT_PATH and scope["method"] == "POST":
+            await chat(scope, receive, send)
+        else:
+            await app(scope, receive, send)
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    while True:
+        message = await receive()
+        await send({"type": message["type"] + ".complete"})
+        if message["type"] == "lifespan.shutdown":
+            return

@@ -1,0 +1,78 @@
+"""Errors as the OpenAI client expects them: ``{"error": {"message", "type", "param", "code"}}``."""
+
+import msgspec
+
+from events.errors import PlatformError, TransientError
+
+_STATUS = {
+    "invalid_request": 400,
+    "invalid_api_key": 401,
+    "budget_exceeded": 402,
+    "forbidden": 403,
+    "not_found": 404,
+    "model_not_found": 404,
+    "already_exists": 409,
+    "too_large": 413,
+    "idempotency_mismatch": 422,
+    "rate_limited": 429,
+    "not_projected": 503,
+    "outcome_unknown": 504,
+}
+_TYPES = {401: "authentication_error", 402: "insufficient_quota", 403: "permission_error", 429: "rate_limit_error"}
+_RETRY_AFTER_DEFAULT_S = 1.0
+
+
+class HttpError(Exception):
+    """A refusal that the HTTP side itself decides."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        should_retry: bool | None = None,
+    ) -> None:
+        super().__init__(status, code, message)
+        self.status, self.code, self.message, self.param = status, code, message, param
+        self.retry_after_s, self.should_retry = retry_after_s, should_retry
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def as_http_error(error: PlatformError) -> HttpError:
+    """Refusals are the caller's (4xx), what is transient is ours (503 with Retry-After), an unknown outcome is 504."""
+    default = 503 if isinstance(error, TransientError) else 500
+    status = _STATUS.get(error.code, default)
+    retry_after_s = getattr(error, "retry_after_s", None)
+    if retry_after_s is None and status in (429, 503):
+        retry_after_s = _RETRY_AFTER_DEFAULT_S
+    # a repeat of an unknown outcome needs the same Idempotency-Key, which a client's automatic retry doesn't send
+    return HttpError(
+        status,
+        error.code,
+        str(error),
+        retry_after_s=retry_after_s,
+        should_retry=False if status in (402, 504) else None,
+    )
+
+
+def error_body(error: HttpError) -> bytes:
+    kind = _TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
+    return msgspec.json.encode(
+        {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
+    )
+
+
+def error_headers(error: HttpError) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(max(1, round(error.retry_after_s)))
+    if error.should_retry is not None:
+        headers["x-should-retry"] = "true" if error.should_retry else "false"
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return headers

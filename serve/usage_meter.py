@@ -1,0 +1,47 @@
+"""What a model call has used so far: as the upstream reports it, or estimated where it breaks off before it does."""
+
+from typing import Any
+
+import msgspec
+
+from events.tenant import UsageSource
+
+_BYTES_PER_TOKEN = 4  # English text; marked as an estimate wherever it is used
+
+
+class Tokens(msgspec.Struct, frozen=True):
+    input_tokens: int
+    output_tokens: int
+    source: UsageSource
+
+
+class UsageMeter:
+    def __init__(self, input_bytes: int) -> None:
+        self._input_bytes = input_bytes
+        self._reported: Tokens | None = None
+        self._deltas = self._delta_bytes = 0
+
+    def see(self, message: dict[str, Any]) -> None:
+        """A completion, or one chunk of a streamed one."""
+        usage = message.get("usage")
+        if isinstance(usage, dict):
+            counts = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
+            if all(isinstance(count, int) and 0 <= count < 2**31 for count in counts):
+                self._reported = Tokens(usage["prompt_tokens"], usage["completion_tokens"], "measured")
+        choices = message.get("choices")
+        for choice in choices if isinstance(choices, list) else ():
+            part = isinstance(choice, dict) and (choice.get("delta") or choice.get("message"))
+            text = part.get("content") if isinstance(part, dict) else None
+            if isinstance(text, str) and text:
+                self._deltas += 1
+                self._delta_bytes += len(text.encode())
+
+    @property
+    def has_begun(self) -> bool:
+        return self._deltas > 0 or self._reported is not None
+
+    def tokens(self) -> Tokens:
+        if self._reported is not None:
+            return self._reported
+        output = max(self._deltas, -(-self._delta_bytes // _BYTES_PER_TOKEN))
+        return Tokens(-(-self._input_bytes // _BYTES_PER_TOKEN), output, "estimated")

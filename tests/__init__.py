@@ -1,0 +1,1 @@
+"""Tests, the kit they are written with, and the benchmarks."""

@@ -1,0 +1,23 @@
+"""Fixtures that several rooms of the tests use."""
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from events.valkey_store import ValkeyEventStore, connect
+from tests.kit.servers import Servers, running_servers
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """One Valkey and one NATS for the whole run; tests keep apart by tenant names."""
+    with running_servers(tmp_path_factory.mktemp("servers")) as running:
+        yield running
+
+
+@pytest.fixture
+async def valkey_store(servers: Servers) -> AsyncIterator[ValkeyEventStore]:
+    store = ValkeyEventStore(connect(servers.valkey_url))
+    await store.open()
+    yield store
+    await store.close()

@@ -1,0 +1,196 @@
+"""The contract of ``EventStore``. Subclass it, give a ``store`` fixture, and your adapter is held to the same promises."""
+
+import asyncio
+import uuid
+
+import pytest
+
+from events.codec import GENESIS
+from events.errors import (
+    CommandIdReusedError,
+    FencedError,
+    TenantClosedError,
+    TooLargeError,
+    WrongExpectedPositionError,
+)
+from events.slices import slice_of
+from events.store import COMMANDS_MAX, EVENTS_MAX, RECORD_BYTES_MAX, Appended, EventStore, Known
+from tests.kit.factories import NOW_US, append_request, entries
+
+
+@pytest.fixture
+def tenant() -> str:
+    return f"t{uuid.uuid4().hex[:12]}"
+
+
+class EventStoreContract:
+    """Each test uses a tenant of its own, so the store may be shared."""
+
+    async def test_a_tenant_nobody_wrote_to_has_no_head(self, store: EventStore, tenant: str) -> None:
+        assert await store.head(tenant) is None
+        await store.claim(tenant)
+        assert await store.head(tenant) is None
+        assert await store.read(tenant, 0) == []
+
+    async def test_epochs_rise_and_positions_have_no_gap(self, store: EventStore, tenant: str) -> None:
+        first = await store.claim(tenant)
+        assert (first.epoch, first.position, first.hash) == (1, 0, GENESIS)
+        request = append_request(tenant, epoch=1, events=3)
+        assert await store.append(request) == Appended(1, 3)
+        again = await store.claim(tenant)
+        assert (again.epoch, again.position, again.hash) == (2, 3, request.entries[-1].hash)
+        more = append_request(tenant, epoch=2, position=3, previous=again.hash, events=2)
+        assert await store.append(more) == Appended(4, 5)
+        log = await store.read(tenant, 0)
+        assert [stored.position for stored in log] == [1, 2, 3, 4, 5]
+        assert [stored.hash for stored in log] == [entry.hash for entry in (*request.entries, *more.entries)]
+        assert log[0].record == request.entries[0].record
+
+    async def test_an_older_epoch_writes_nothing(self, store: EventStore, tenant: str) -> None:
+        await store.claim(tenant)
+        await store.claim(tenant)
+        with pytest.raises(FencedError):
+            await store.append(append_request(tenant, epoch=1))
+        with pytest.raises(FencedError):
+            await store.check(tenant, 1)
+        await store.check(tenant, 2)
+        assert await store.head(tenant) is None
+
+    async def test_nobody_writes_without_a_claim(self, store: EventStore, tenant: str) -> None:
+        with pytest.raises(FencedError):
+            await store.append(append_request(tenant, epoch=0))
+
+    @pytest.mark.parametrize("expected", [0, 1, 3])
+    async def test_a_wrong_expected_position_writes_nothing(
+        self, store: EventStore, tenant: str, expected: int
+    ) -> None:
+        epoch = (await store.claim(tenant)).epoch
+        first = append_request(tenant, epoch=epoch, events=2)
+        await store.append(first)
+        wrong = append_request(tenant, epoch=epoch, position=expected, previous=first.entries[-1].hash)
+        with pytest.raises(WrongExpectedPositionError):
+            await store.append(wrong)
+        assert len(await store.read(tenant, 0)) == 2
+
+    async def test_a_fork_of_the_chain_is_refused(self, store: EventStore, tenant: str) -> None:
+        """The position fits, but what the writer believes to be there is another event."""
+        epoch = (await store.claim(tenant)).epoch
+        await store.append(append_request(tenant, epoch=epoch))
+        with pytest.raises(WrongExpectedPositionError):
+            await store.append(append_request(tenant, epoch=epoch, position=1, previous=b"x" * 32))
+
+    async def test_a_repeated_command_gets_its_first_reply_and_writes_nothing(
+        self, store: EventStore, tenant: str
+    ) -> None:
+        epoch = (await store.claim(tenant)).epoch
+        request = append_request(tenant, epoch=epoch, commands=("a", "b"), events=2)
+        await store.append(request)
+        later = append_request(tenant, epoch=epoch, position=2, previous=request.entries[-1].hash, commands=("c", "b"))
+        assert await store.append(later) == Known({"b": b"reply to b"})
+        assert (await store.head(tenant)).position == 2  # type: ignore[union-attr]
+        replies = await store.replies(tenant, ["a", "nobody", "b"])
+        assert {name: found.reply for name, found in replies.items()} == {"a": b"reply to a", "b": b"reply to b"}
+
+    async def test_even_a_fenced_writer_learns_what_became_of_its_command(self, store: EventStore, tenant: str) -> None:
+        epoch = (await store.claim(tenant)).epoch
+        request = append_request(tenant, epoch=epoch, commands=("a",))
+        await store.append(request)
+        await store.claim(tenant)
+        assert await store.append(request) == Known({"a": b"reply to a"})
+
+    async def test_a_command_id_with_another_body_is_refused(self, store: EventStore, tenant: str) -> None:
+        epoch = (await store.claim(tenant)).epoch
+        await store.append(append_request(tenant, epoch=epoch, commands=("a",), body=b"1" * 32))
+        with pytest.raises(CommandIdReusedError):
+            await store.append(append_request(tenant, epoch=epoch, commands=("a",), body=b"2" * 32))
+
+    async def test_a_halted_log_takes_no_more_events(self, store: EventStore, tenant: str) -> None:
+        epoch = (await store.claim(tenant)).epoch
+        last = append_request(tenant, epoch=epoch, status="halted")
+        await store.append(last)
+        with pytest.raises(TenantClosedError):
+            await store.append(append_request(tenant, epoch=epoch, position=1, previous=last.entries[-1].hash))
+
+    async def test_caps_refuse_before_anything_is_written(self, store: EventStore, tenant: str) -> None:
+        epoch = (await store.claim(tenant)).epoch
+        too_many_commands = tuple(str(n) for n in range(COMMANDS_MAX + 1))
+        for request in (
+            append_request(tenant, epoch=epoch, events=EVENTS_MAX + 1),
+            append_request(tenant, epoch=epoch, commands=too_many_commands),
+        ):
+            with pytest.raises(TooLargeError):
+                await store.append(request)
+        assert len(entries(GENESIS, 1, 1)[0].record) < RECORD_BYTES_MAX
+        assert await store.head(tenant) is None
+
+    async def test_the_largest_append_is_one_write(self, store: EventStore, tenant: str) -> None:
+        epoch = (await store.claim(tenant)).epoch
+        commands = tuple(str(n) for n in range(COMMANDS_MAX))
+        request = append_request(tenant, epoch=epoch, events=EVENTS_MAX, commands=commands)
+        assert await store.append(request) == Appended(1, EVENTS_MAX)
+
+    async def test_reads_are_paged(self, store: EventStore, tenant: str) -> None:
+        epoch = (await store.claim(tenant)).epoch
+        await store.append(append_request(tenant, epoch=epoch, events=7))
+        pages, after = [], 0
+        while page := await store.read(tenant, after, 3):
+            pages.append([stored.position for stored in page])
+            after = page[-1].position
+        assert pages == [[1, 2, 3], [4, 5, 6], [7]]
+
+    async def test_appends_of_several_tenants_are_independent(self, store: EventStore) -> None:
+        """One that fails in a group fails alone."""
+        tenants = [f"g{uuid.uuid4().hex[:12]}" for _ in range(3)]
+        for tenant in tenants:
+            await store.claim(tenant)
+        requests = [append_request(name, epoch=epoch) for name, epoch in zip(tenants, (1, 7, 1), strict=True)]
+        first, second, third = await store.append_many(requests)
+        assert (first, third) == (Appended(1, 1), Appended(1, 1))
+        assert isinstance(second, FencedError)
+
+    async def test_a_follower_sees_each_append_once_and_the_tenants_of_its_slice(
+        self, store: EventStore, tenant: str
+    ) -> None:
+        number = slice_of(tenant)
+        cursors = await store.newest_cursors([number])
+        epoch = (await store.claim(tenant)).epoch
+        request = append_request(tenant, epoch=epoch, events=2)
+        await store.append(request)
+        await store.append(append_request(tenant, epoch=epoch, position=2, previous=request.entries[-1].hash))
+        pointers = (await store.tail(cursors, 1000))[number]
+        assert [(pointer.tenant, pointer.last_position) for pointer in pointers] == [(tenant, 2), (tenant, 3)]
+        assert await store.tail({number: pointers[-1].cursor}, 10) == {}
+        assert tenant in await store.tenants(number)
+
+    async def test_a_waiting_follower_is_woken_by_an_append(self, store: EventStore, tenant: str) -> None:
+        number = slice_of(tenant)
+        cursors = await store.newest_cursors([number])
+        epoch = (await store.claim(tenant)).epoch
+        waiting = asyncio.create_task(store.tail(cursors, 4000))
+        await asyncio.sleep(0)
+        await store.append(append_request(tenant, epoch=epoch))
+        assert (await waiting)[number][0].tenant == tenant
+
+    async def test_timers_are_set_kept_and_cleared_with_the_append(self, store: EventStore, tenant: str) -> None:
+        epoch = (await store.claim(tenant)).epoch
+        previous, position = GENESIS, 0
+        for timer_us, is_due in ((NOW_US, True), (None, True), (NOW_US + 1, False), (0, False)):
+            request = append_request(tenant, epoch=epoch, position=position, previous=previous, next_timer_us=timer_us)
+            await store.append(request)
+            previous, position = request.entries[-1].hash, position + 1
+            assert (tenant in await store.due(NOW_US)) is is_due
+
+    async def test_interleaved_writers_of_two_epochs_leave_one_history(self, store: EventStore, tenant: str) -> None:
+        """The older one is refused every single time."""
+        stale, current = (await store.claim(tenant)).epoch, (await store.claim(tenant)).epoch
+        previous, refused = GENESIS, 0
+        for position in range(200):
+            try:
+                await store.append(append_request(tenant, epoch=stale, position=position, previous=previous))
+            except FencedError:
+                refused += 1
+            request = append_request(tenant, epoch=current, position=position, previous=previous)
+            assert await store.append(request) == Appended(position + 1, position + 1)
+            previous = request.entries[-1].hash
+        assert refused == 200
+        assert len(await store.read(tenant, 0)) == 200

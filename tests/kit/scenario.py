@@ -1,0 +1,28 @@
+"""given / when / then for the tenant aggregate. The history passes through the codec, so every test checks the wire."""
+
+from functools import reduce
+
+from actors.tenant import Tenant, decide, evolve
+from events.codec import decode_event, encode_data
+from events.tenant import TenantCommand, TenantEvent
+from tests.kit.factories import NOW_US
+
+
+class Scenario:
+    def __init__(self, state: Tenant) -> None:
+        self.state = state
+
+    def when(self, command: TenantCommand, now_us: int = NOW_US) -> list[TenantEvent]:
+        """Decide, and fold what was decided into the state."""
+        events = decide(self.state, "acme", command, now_us)
+        self.state = replay(events, self.state)
+        return events
+
+
+def replay(events: list[TenantEvent], state: Tenant | None = None) -> Tenant:
+    through_the_wire = [decode_event(encode_data(event)) for event in events]
+    return reduce(evolve, through_the_wire, state or Tenant())
+
+
+def given(*history: TenantEvent) -> Scenario:
+    return Scenario(replay(list(history)))
