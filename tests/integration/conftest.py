@@ -1,0 +1,56 @@
+"""A platform without Ray: a real Valkey, a real NATS, a shard in this process, and something that activates."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from actors.shard import Shard
+from events.ask import Asker
+from events.bus import ACTIVATE, Bus
+from events.clock import SystemClock
+from events.valkey_store import ValkeyEventStore
+from tests.kit.servers import Servers
+
+
+def bus_went_deaf() -> None:
+    raise AssertionError("the bus watchdog fired")
+
+
+@pytest.fixture
+async def bus(servers: Servers) -> AsyncIterator[Bus]:
+    connection = await Bus.connect(servers.nats_url, "test", bus_went_deaf)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def shard(valkey_store: ValkeyEventStore, bus: Bus) -> AsyncIterator[Shard]:
+    hosting = Shard("test", valkey_store, bus, SystemClock())
+    yield hosting
+    await hosting.close()
+
+
+@pytest.fixture
+async def asker(bus: Bus, shard: Shard) -> AsyncIterator[Asker]:
+    """Activates in the ``shard`` whoever is asked for and not there."""
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def activate(tenant: str, reply_to: str) -> None:
+        await shard.host(tenant)
+        await bus.publish(reply_to, b"")
+
+    def on_activate(data: bytes, reply_to: str) -> None:
+        task = asyncio.create_task(activate(data.decode(), reply_to))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    subscription = await bus.subscribe(ACTIVATE, on_activate)
+    yield Asker(bus)
+    await subscription.unsubscribe()
+
+
+@pytest.fixture
+def new_tenant() -> Callable[[], str]:
+    return lambda: f"t{uuid.uuid4().hex[:12]}"

@@ -1,0 +1,214 @@
+"""A tenant asked over a real NATS, on a real Valkey, in this process."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from actors import activation
+from actors.shard import Shard
+from events.ask import Asker
+from events.bus import Bus, ask_subject
+from events.clock import SystemClock
+from events.envelope import Failed, Refused, decode_reply
+from events.errors import CommandRefusedError
+from events.slices import slice_of, slice_tag
+from events.tenant import (
+    CreateTenant,
+    DescribeTenant,
+    ExpireReservations,
+    IssueKey,
+    ReserveCall,
+    SetBudget,
+    SettleCall,
+)
+from events.valkey_store import ValkeyEventStore, execute
+from events.verify import verify
+
+NewTenant = Callable[[], str]
+HOUR_US = 3_600_000_000
+
+
+async def create(asker: Asker, tenant: str, *, budget: int | None = None) -> None:
+    await asker.ask(tenant, CreateTenant("Test"), actor="test")
+    await asker.ask(tenant, IssueKey("k1", "default", b"d" * 32), actor="test")
+    if budget is not None:
+        await asker.ask(tenant, SetBudget(budget, "total"), actor="test")
+
+
+def reserve(call: str, cost: int = 10) -> ReserveCall:
+    return ReserveCall(call, "k1", "small", cost, HOUR_US)
+
+
+async def test_the_first_ask_activates_the_tenant(asker: Asker, shard: Shard, new_tenant: NewTenant) -> None:
+    tenant = new_tenant()
+    ok = await asker.ask(tenant, CreateTenant("Acme", "pro"), actor="test")
+    assert ok.position == 1
+    assert ok.result["plan"] == "pro"
+    assert shard.tenants == [tenant]
+
+
+async def test_what_was_answered_is_in_the_log_with_who_asked(
+    asker: Asker, valkey_store: ValkeyEventStore, new_tenant: NewTenant
+) -> None:
+    tenant = new_tenant()
+    await create(asker, tenant, budget=100)
+    found = await verify(valkey_store, tenant)
+    assert found.events == 3
+
+
+async def test_a_repeated_command_is_answered_from_the_log(asker: Asker, new_tenant: NewTenant) -> None:
+    """Also where it would be refused if it were decided again, and also by the next activation."""
+    tenant = new_tenant()
+    first = await asker.ask(tenant, CreateTenant("Acme"), actor="test", command_id="once")
+    again = await asker.ask(tenant, CreateTenant("Acme"), actor="test", command_id="once")
+    assert again == first
+    with pytest.raises(CommandRefusedError) as refusal:
+        await asker.ask(tenant, CreateTenant("Other"), actor="test", command_id="once")
+    assert refusal.value.code == "idempotency_mismatch"
+    with pytest.raises(CommandRefusedError) as refusal:
+        await asker.ask(tenant, CreateTenant("Acme"), actor="test", command_id="twice")
+    assert refusal.value.code == "already_exists"
+
+
+async def test_the_same_command_sent_many_times_at_once_happens_once(asker: Asker, new_tenant: NewTenant) -> None:
+    tenant = new_tenant()
+    await create(asker, tenant)
+    answers = await asyncio.gather(
+        *(asker.ask(tenant, reserve("c1"), actor="test", command_id="same") for _ in range(50))
+    )
+    assert len({answer.position for answer in answers}) == 1
+    shown = await asker.ask(tenant, DescribeTenant(), actor="test")
+    assert shown.result["calls_open"] == 1
+
+
+async def test_500_parallel_reservations_against_a_budget_for_10_admit_exactly_10(
+    asker: Asker, new_tenant: NewTenant
+) -> None:
+    tenant = new_tenant()
+    await create(asker, tenant, budget=100)
+    results = await asyncio.gather(
+        *(asker.ask(tenant, reserve(f"c{n}"), actor="test") for n in range(500)), return_exceptions=True
+    )
+    refusals = [result for result in results if isinstance(result, CommandRefusedError)]
+    assert len(refusals) == 490
+    assert {refusal.code for refusal in refusals} == {"budget_exceeded"}
+
+
+async def test_a_restarted_tenant_knows_all_it_had_acknowledged(
+    asker: Asker, shard: Shard, new_tenant: NewTenant
+) -> None:
+    tenant = new_tenant()
+    await create(asker, tenant, budget=1000)
+    await asker.ask(tenant, reserve("c1"), actor="test")
+    before = await asker.ask(tenant, DescribeTenant(), actor="test")
+    await shard.release(tenant)
+    assert shard.tenants == []
+    after = await asker.ask(tenant, DescribeTenant(), actor="test")
+    assert after == before
+
+
+async def test_an_owner_that_was_overtaken_writes_and_answers_nothing_more(
+    asker: Asker,
+    shard: Shard,
+    valkey_store: ValkeyEventStore,
+    bus: Bus,
+    new_tenant: NewTenant,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both still listen; the newer one alone answers, whatever is asked."""
+    monkeypatch.setattr(activation, "OWNERSHIP_TRUSTED_S", 0.0)
+    tenant = new_tenant()
+    await create(asker, tenant)
+    newer = Shard("newer", valkey_store, bus, SystemClock())
+    await newer.host(tenant)
+    await asker.ask(tenant, reserve("c1"), actor="test")
+    await asker.ask(tenant, DescribeTenant(), actor="test")
+    assert (await verify(valkey_store, tenant)).events == 3
+    assert newer.tenants == [tenant]
+    assert shard.tenants == []
+    await newer.close()
+
+
+async def test_a_full_mailbox_answers_at_once(
+    asker: Asker, bus: Bus, new_tenant: NewTenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(activation, "MAILBOX_MAX", 5)
+    tenant = new_tenant()
+    await create(asker, tenant)
+    results = await asyncio.gather(
+        *(asker.ask(tenant, reserve(f"c{n}"), actor="test") for n in range(300)), return_exceptions=True
+    )
+    refusals = [result for result in results if isinstance(result, CommandRefusedError)]
+    assert {refusal.code for refusal in refusals} == {"rate_limited"}
+    assert all(refusal.retry_after_s for refusal in refusals)
+    shown = await asker.ask(tenant, DescribeTenant(), actor="test")
+    assert shown.result["calls_open"] == 300 - len(refusals)
+
+
+async def test_rubbish_on_the_subject_is_refused_and_harms_nobody(
+    asker: Asker, bus: Bus, new_tenant: NewTenant
+) -> None:
+    tenant = new_tenant()
+    await create(asker, tenant)
+    for rubbish in (b"", b"\x00" * 100, b"\xc1", b"x" * 100_000):
+        reply = decode_reply(await bus.request(ask_subject(tenant), rubbish, 2.0))
+        assert isinstance(reply, Refused | Failed)
+    await asker.ask(tenant, reserve("c1"), actor="test")
+
+
+async def test_an_append_whose_answer_got_lost_is_neither_lost_nor_repeated(
+    asker: Asker, valkey_store: ValkeyEventStore, new_tenant: NewTenant
+) -> None:
+    """Valkey drops all connections again and again while commands are under way."""
+    tenant = new_tenant()
+    await create(asker, tenant)
+    kicking = True
+
+    async def kick() -> int:
+        count = 0
+        while kicking:
+            await execute(valkey_store._client, "CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            count += 1
+            await asyncio.sleep(0.02)  # the fault's own rhythm
+        return count
+
+    kicker = asyncio.create_task(kick())
+    try:
+        answers = await asyncio.gather(*(asker.ask(tenant, reserve(f"c{n}"), actor="test") for n in range(200)))
+    finally:
+        kicking = False
+        assert await kicker > 0
+    assert sorted(answer.position for answer in answers) == list(range(3, 203))
+    assert (await verify(valkey_store, tenant)).events == 202
+
+
+async def test_a_due_timer_books_a_dead_gateways_call(
+    asker: Asker, valkey_store: ValkeyEventStore, new_tenant: NewTenant
+) -> None:
+    tenant = new_tenant()
+    await create(asker, tenant, budget=100)
+    await asker.ask(tenant, ReserveCall("c1", "k1", "small", 70, 1), actor="test")
+    now_us = SystemClock().now_us()
+    assert tenant in await valkey_store.due(now_us)
+    await asker.ask(tenant, ExpireReservations(), actor="supervisor")
+    assert tenant not in await valkey_store.due(now_us + HOUR_US)
+    shown = (await asker.ask(tenant, DescribeTenant(), actor="test")).result
+    assert (shown["spent_nano_usd"], shown["reserved_nano_usd"], shown["calls_open"]) == (70, 0, 0)
+    with pytest.raises(CommandRefusedError, match="reservation 'c1' does not exist"):
+        await asker.ask(tenant, SettleCall("c1", 1, 1, 1, "ok", "measured"), actor="test")
+
+
+async def test_a_log_that_lost_acknowledged_events_stops_the_tenant(
+    asker: Asker, shard: Shard, valkey_store: ValkeyEventStore, new_tenant: NewTenant
+) -> None:
+    """A store that comes back with less than it acknowledged must not be forked."""
+    tenant = new_tenant()
+    await create(asker, tenant)
+    log, meta = (f"{slice_tag(slice_of(tenant))}:{kind}:{tenant}" for kind in ("log", "meta"))
+    first = (await valkey_store.read(tenant, 0))[0]
+    await execute(valkey_store._client, "XDEL", log, "2-0")
+    await execute(valkey_store._client, "HSET", meta, "position", 1, "head", first.hash)
+    with pytest.raises(Exception, match="did not answer"):
+        await asker.ask(tenant, reserve("c1"), actor="test", timeout_s=1.0)
+    assert shard.tenants == []
