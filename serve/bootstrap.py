@@ -1,11 +1,13 @@
 """The only place that opens connections. Every process of a deployment comes here with the settings it inherited."""
 
+from collections.abc import Callable
+
 from actors.supervision.root import start_root_supervisor
 from events.bus import Bus
-from events.process import Connect, Connections, end_process
+from events.process import Connections, end_process
 from events.slices import SLICE_COUNT
 from events.valkey_store import ValkeyEventStore, connect
-from projections.actor import ConnectModels, start_projections
+from projections.actor import start_projections
 from projections.runner import ReadModels
 from serve.settings import Settings
 
@@ -38,10 +40,10 @@ async def open_models() -> ReadModels:
     return await open_read_models(Settings.from_environment())
 
 
-def start_actors(settings: Settings) -> None:
-    """Start the actors of a deployment on the Ray cluster this process is connected to, or find those that run."""
-    open_for_actor: Connect = open_connections
-    models_for_actor: ConnectModels = open_models
-    wait_until_listening = start_root_supervisor(open_for_actor, settings.pool_shards)
-    start_projections(models=models_for_actor, connect=open_for_actor, slices=range(SLICE_COUNT))
-    wait_until_listening()
+def start_actors(settings: Settings) -> Callable[[], None]:
+    """Start the actors of a deployment on the Ray cluster this process is connected to, or find those that run. The
+    returned function waits until tenants can be activated.
+    """
+    wait_until_listening = start_root_supervisor(open_connections, settings.pool_shards)
+    start_projections(open_connections, open_models, range(SLICE_COUNT))
+    return wait_until_listening

