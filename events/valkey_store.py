@@ -256,7 +256,8 @@ class ValkeyEventStore:
         """The server's version and the settings that durability depends on."""
         info = await self._call("", "INFO", "server")
         settings = await self._call("", "CONFIG", "GET", "append*", "maxmemory-policy")
-        plain = {_text(name): _text(value) for name, value in settings.items()}
+        texts = [text.decode() for text in settings]
+        plain = dict(zip(texts[::2], texts[1::2], strict=True))
         return {"version": str(info.get("valkey_version", info.get("redis_version"))), **plain}
 
     async def _call(self, tenant: str, *args: Any) -> Any:
@@ -290,7 +291,3 @@ def _status(raw: bytes) -> TenantStatus:
 
 def _placement(raw: bytes) -> Placement:
     return cast("Placement", raw.decode())
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value

@@ -41,7 +41,7 @@ _FOLLOW_RECHECK_S = 1.0  # a live hint can get lost, the log can't
 
 class NewTenant(BaseModel, extra="forbid"):
     id: Annotated[str, Field(pattern=f"^{TENANT_ID.pattern}$")]
-    name: Annotated[str, Field(min_length=1, max_length=200)] = ""
+    name: Annotated[str, Field(max_length=200, description="Shown to people; the id where left out")] = ""
     plan: Plan = "free"
 
 

@@ -1,6 +1,7 @@
 """The gateway as a Ray Serve application."""
 
-from typing import Any
+import logging
+from typing import Any, cast
 
 from ray import serve as ray_serve
 from ray.serve.config import BackpressureConfig, HTTPOptions
@@ -39,10 +40,11 @@ def gateway_app(replicas: int) -> Any:
         async def __del__(self) -> None:
             await gateway.close()
 
-    return GatewayDeployment.bind()
+    return cast("Any", GatewayDeployment).bind()
 
 
 def deploy_gateway(port: int, *, host: str = LOOPBACK, replicas: int = 1) -> None:
     """Start Serve's proxy on ``host:port`` and the gateway behind it; returns when it is healthy."""
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray_serve.start(http_options=HTTPOptions(host=host, port=port), logging_config=_QUIET)
     ray_serve.run(gateway_app(replicas), name=APP_NAME, route_prefix="/")

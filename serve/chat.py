@@ -17,7 +17,7 @@ from events.tenant import Outcome, ReserveCall, SettleCall
 from serve.asgi import ClientLeftError, Receive, Responder, Scope, Send, header, read_body, run_unless_client_leaves
 from serve.auth import Authenticator, Principal
 from serve.chat_request import Call, parse_chat
-from serve.http_errors import HttpError, as_http_error
+from serve.http_errors import HttpError, as_http_error, unexpected_error
 from serve.settings import Model
 from serve.upstream import UpstreamError, Upstreams
 from serve.usage_meter import Tokens, UsageMeter
@@ -69,6 +69,8 @@ class ChatEndpoint:
             await responder.error(error)
         except PlatformError as error:
             await responder.error(as_http_error(error))
+        except Exception as error:  # noqa: BLE001 - a defect: the log gets it, the client a number to ask for
+            await responder.error(unexpected_error(error))
 
     async def _serve(self, principal: Principal, call: Call, responder: Responder) -> None:
         call_id = self._asker.new_id()

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from events.errors import PlatformError
 from serve.client import AdminClient, NotRunningError
@@ -30,7 +28,6 @@ DataDirOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 TenantArgument = Annotated[str, typer.Argument(help="The tenant's id.", show_default=False)]
 DEFAULT_DATA_DIR = Path(".tenantry")
-_console = Console(highlight=False)
 
 
 @app.command()
@@ -52,9 +49,8 @@ def up(
     """
     from serve import platform  # noqa: PLC0415 - Ray's environment must be set before Ray is imported
 
-    say = lambda line: print(line, flush=True)  # noqa: E731
-    say(f"Starting Tenantry in {data_dir} …")
-    platform.run(platform.Options(data_dir, port, ready_file, models), say)
+    _say(f"Starting Tenantry in {data_dir} …")
+    platform.run(platform.Options(data_dir, port, ready_file, models), _say)
 
 
 @tenants.command("create")
@@ -211,12 +207,21 @@ def bench(
     """Measure the platform, each figure beside a ceiling measured in the same run. Needs a clone; takes minutes."""
     from tests.bench import runner  # noqa: PLC0415 - only this command needs it
 
-    measured = runner.run(rows or [], say=lambda line: print(line, file=sys.stderr, flush=True))
+    measured = runner.run(rows or [], say=_say_aside)
     if as_json:
         _print_json(measured)
     else:
         columns = ["row", "value", "unit", "ceiling", "ratio", "reach", "ok"]
         _table(columns, [[str(row[column]) for column in columns] for row in measured])
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _say_aside(line: str) -> None:
+    """Progress: not part of what a program reads from us."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def _show(value: dict[str, Any], as_json: bool) -> None:
@@ -245,10 +250,10 @@ def _print_json(value: object) -> None:
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> None:
-    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        table.add_row(*row)
-    _console.print(table)
+    """Left-aligned columns, never cut: they are also read by grep and awk."""
+    widths = [max(len(line[at]) for line in [columns, *rows]) for at in range(len(columns))]
+    for line in [columns, *rows]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
 def _time(microseconds: int) -> str:

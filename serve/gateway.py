@@ -1,6 +1,7 @@
 """The HTTP surface: FastAPI for everything, and the chat route straight on ASGI, because it is the hot path."""
 
 import asyncio
+import contextlib
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, Query, Request
@@ -15,7 +16,7 @@ from serve.admin import Svc, router
 from serve.asgi import Receive, Scope, Send
 from serve.auth import Authenticator, Principal
 from serve.chat import ChatEndpoint
-from serve.http_errors import HttpError, as_http_error, error_body, error_headers
+from serve.http_errors import HttpError, as_http_error, error_body, error_headers, unexpected_error
 from serve.services import Services
 from serve.settings import Settings
 from serve.upstream import Upstreams
@@ -55,6 +56,10 @@ async def _on_invalid(_request: Request, error: Exception) -> Response:
     return _error_response(HttpError(400, "invalid_request", f"{where}: {first['msg']}", param=where or None))
 
 
+async def _on_unexpected(_request: Request, error: Exception) -> Response:
+    return _error_response(unexpected_error(error))
+
+
 async def _on_starlette_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {error.detail}; GET /openapi.json lists what there is"
@@ -70,6 +75,7 @@ def build_app() -> FastAPI:
     app.add_exception_handler(PlatformError, _on_platform_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_starlette_error)
+    app.add_exception_handler(Exception, _on_unexpected)
 
     @app.get("/v1/models", tags=["openai"])
     async def list_models(services: Svc, _caller: Caller) -> dict[str, Any]:
@@ -165,7 +171,8 @@ class Gateway:
             return
         if scope["path"] == CHAT_PATH and scope["method"] == "POST":
             await chat(scope, receive, send)
-        else:
+            return
+        with contextlib.suppress(Exception):  # Starlette answers and logs what is unexpected, then raises it again
             await app(scope, receive, send)
 
 

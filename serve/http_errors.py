@@ -1,8 +1,13 @@
 """Errors as the OpenAI client expects them: ``{"error": {"message", "type", "param", "code"}}``."""
 
+import logging
+import secrets
+
 import msgspec
 
 from events.errors import PlatformError, TransientError
+
+log = logging.getLogger(__name__)
 
 _STATUS = {
     "invalid_request": 400,
@@ -58,6 +63,14 @@ def as_http_error(error: PlatformError) -> HttpError:
         retry_after_s=retry_after_s,
         should_retry=False if status in (402, 504) else None,
     )
+
+
+def unexpected_error(error: Exception) -> HttpError:
+    """For an exception nobody expected: what it says stays in the log, under a number that the client is told."""
+    number = secrets.token_hex(6)
+    log.error("http.unexpected_error number=%s", number, exc_info=error)
+    message = f"something went wrong on our side; your operator finds it in the log under {number}"
+    return HttpError(500, "internal_error", message, should_retry=False)
 
 
 def error_body(error: HttpError) -> bytes:

@@ -1,6 +1,7 @@
 """``tenantry up``: everything on one machine, in one foreground process that ends what it started."""
 
 import importlib.util
+import json
 import logging
 import os
 import shutil
@@ -20,8 +21,8 @@ import httpx
 import msgspec
 
 from events.errors import PlatformError
-from serve import local_model
-from serve.edge import serve_environment
+from serve import local_model, ray_runtime
+from serve.edge import free_ports, serve_environment
 from serve.guard import end_with_uv, start_guard
 from serve.installation import DataDir, Running, as_json, write_private
 from serve.local_servers import (
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 LOCAL_MODEL = "gemma-3-270m"
 DEMO_TENANT = "demo"
 _NATS_USER = "tenantry"
+_LOCAL_OUTPUT_TOKENS_MAX = 256  # two cores make some 40 a second
 _MODEL_READY_TIMEOUT_S = 60.0
 _DEMO_TIMEOUT_S = 60.0
 
@@ -90,7 +92,8 @@ def local_models(port: int) -> ModelsFile:
     """The small model that the extra ``local`` brings, at a price that makes usage and budgets visible."""
     upstream = Upstream(base_url=f"http://{LOOPBACK}:{port}/v1", model=LOCAL_MODEL)
     price = Price.model_validate({"input_usd_per_mtok": "0.10", "output_usd_per_mtok": "0.40"})
-    return ModelsFile(models=(Model(name=LOCAL_MODEL, upstreams=(upstream,), price=price),))
+    model = Model(name=LOCAL_MODEL, upstreams=(upstream,), price=price, max_output_tokens=_LOCAL_OUTPUT_TOKENS_MAX)
+    return ModelsFile(models=(model,))
 
 
 class Platform:
@@ -179,19 +182,32 @@ class Platform:
     def _start_ray(self, stack: ExitStack, settings: Settings, port: int) -> str:
         run_dir = Path(tempfile.mkdtemp(prefix="tenantry-"))  # short: sockets live here, and their paths have a limit
         stack.callback(shutil.rmtree, run_dir, ignore_errors=True)
-        os.environ.update(settings.to_environment() | serve_environment(run_dir, free_port()))
-        # Ray and Serve read their environment when they are imported, so not before this line
-        from serve import app, bootstrap, ray_runtime  # noqa: PLC0415
-
-        external = os.environ.get("TENANTRY_RAY_ADDRESS")
+        stack.callback(self._keep_logs, run_dir)
+        metrics_port, fallback_port = free_ports(2)
+        environment = settings.to_environment() | serve_environment(run_dir, metrics_port, fallback_port)
+        os.environ.update(environment)
+        address = os.environ.get("TENANTRY_RAY_ADDRESS")
         with self._step("Ray"):
-            address = ray_runtime.connect_ray(external) if external else ray_runtime.start_ray(run_dir)
+            if address:
+                ray_runtime.connect_ray(address)
+            else:
+                address = ray_runtime.start_ray(run_dir, environment)
             stack.callback(ray_runtime.stop_ray)
+        # these import ray.serve, which reads its environment then
+        from serve import app, bootstrap  # noqa: PLC0415
+
         with self._step("the actors and the gateway"):
             wait_for_actors = bootstrap.start_actors(settings)
             app.deploy_gateway(port)
             wait_for_actors()
         return address
+
+    def _keep_logs(self, run_dir: Path) -> None:
+        """The actors' logs lie among Ray's, in a directory that ends with this run: the last run's are kept."""
+        for logs in run_dir.glob("r/session_latest/logs"):
+            kept = self._data.path / "logs" / "ray"
+            shutil.rmtree(kept, ignore_errors=True)
+            shutil.copytree(logs.resolve(), kept, ignore_dangling_symlinks=True, dirs_exist_ok=True)
 
     def _announce(self, stack: ExitStack, running: Running) -> None:
         self._data.announce(running)
@@ -212,7 +228,7 @@ class Platform:
             "",
         ]
         if names:
-            body = f'{{"model": "{names[0]}", "messages": [{{"role": "user", "content": "Hello, who are you?"}}]}}'
+            body = json.dumps({"model": names[0], "max_tokens": 60, "messages": [{"role": "user", "content": _HELLO}]})
             lines += [
                 f"curl {running.base_url}/chat/completions -H 'Authorization: Bearer {running.demo_key}' \\",
                 f"  -H 'Content-Type: application/json' -d '{body}'",
@@ -223,6 +239,7 @@ class Platform:
             self._say(line)
 
 
+_HELLO = "Hello, who are you?"
 _NO_MODEL = (
     "  models     none: name any OpenAI-compatible server with --models FILE or TENANTRY_UPSTREAM_URL, "
     "or install the extra `local`"
