@@ -1,0 +1,293 @@
+"""The main job as a user does it: `tenantry up` as a process, a real model, the official client, real kills."""
+
+import csv
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import pytest
+
+from serve.guard import members
+from serve.platform import LOCAL_MODEL
+from tests.kit.platform import UpProcess, running_platform
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+PROMPTS = Path(__file__).parents[3] / "shared" / "data" / "routellm" / "gsm8k_all.csv"
+RECOVERY_S = 30.0
+
+
+def prompts(count: int) -> list[str]:
+    with PROMPTS.open(newline="") as file:
+        return [row["prompt"] for row in islice(csv.DictReader(file), count)]
+
+
+def ask(text: str) -> Any:
+    return [{"role": "user", "content": text}]
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]:
+    with running_platform(tmp_path_factory.mktemp("up") / "data") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def admin(platform: UpProcess) -> Iterator[httpx.Client]:
+    with platform.admin() as client:
+        yield client
+
+
+def new_tenant(admin: httpx.Client, name: str, plan: str = "free") -> str:
+    """A tenant with a key; returns the key."""
+    created = admin.post("/tenants", json={"id": name, "name": name, "plan": plan})
+    assert created.status_code == 201, created.text
+    key: str = admin.post(f"/tenants/{name}/keys", json={"name": "e2e"}).json()["key"]
+    return key
+
+
+def usage(admin: httpx.Client, tenant: str) -> dict[str, Any]:
+    response = admin.get(f"/tenants/{tenant}/usage")
+    assert response.status_code == 200, response.text
+    used: dict[str, Any] = response.json()
+    return used
+
+
+def tenantry(platform: UpProcess, *arguments: str, expect: int = 0) -> str:
+    command = [sys.executable, "-m", "serve.cli", *arguments, "--data-dir", str(platform.data_dir)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_the_curl_line_it_prints_works_when_pasted(platform: UpProcess) -> None:
+    at = next(number for number, line in enumerate(platform.output) if line.startswith("curl "))
+    command = "\n".join(platform.output[at : at + 2])
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(done.stdout)["choices"][0]["message"]["content"].strip()
+
+
+def test_real_prompts_get_real_answers_and_usage_is_what_the_answers_said(
+    platform: UpProcess, admin: httpx.Client
+) -> None:
+    """Streamed and not, every response has text and usage, and what is booked is their sum, to the token."""
+    client = platform.client(new_tenant(admin, "reader"))
+    seen = []
+    for number, prompt in enumerate(prompts(8)):
+        if number % 2:
+            answer = client.chat.completions.create(model=LOCAL_MODEL, messages=ask(prompt), max_tokens=24)
+            text, used = answer.choices[0].message.content, answer.usage
+        else:
+            stream = client.chat.completions.create(
+                model=LOCAL_MODEL,
+                messages=ask(prompt),
+                max_tokens=24,
+                stream=True,
+                stream_options={"include_usage": True},
+            )
+            chunks = list(stream)
+            text = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
+            used = chunks[-1].usage
+            assert len(chunks) > 3
+        assert text
+        assert text.strip()
+        assert used is not None
+        seen.append(used)
+    booked = usage(admin, "reader")
+    assert booked["requests"] == 8
+    assert booked["input_tokens"] == sum(used.prompt_tokens for used in seen)
+    assert booked["output_tokens"] == sum(used.completion_tokens for used in seen)
+    price = Decimal("0.10") * booked["input_tokens"] + Decimal("0.40") * booked["output_tokens"]
+    assert Decimal(booked["cost_usd"]) == price / 1_000_000
+    assert admin.get("/tenants/reader/verify").json()["events"] == 2 + 2 * 8
+
+
+def test_the_first_token_of_a_stream_comes_long_before_the_last(platform: UpProcess) -> None:
+    """On the first prompt that the model has more to say to than twenty tokens."""
+    for prompt in prompts(30):
+        began = time.monotonic()
+        stream = platform.client().chat.completions.create(
+            model=LOCAL_MODEL, messages=ask(prompt), max_tokens=100, stream=True
+        )
+        arrivals = [time.monotonic() - began for chunk in stream if chunk.choices and chunk.choices[0].delta.content]
+        if len(arrivals) > 20:
+            assert arrivals[0] < arrivals[-1] / 2
+            return
+    raise AssertionError("none of thirty prompts got a long answer")
+
+
+def test_an_operator_can_do_all_from_the_command_line(platform: UpProcess) -> None:
+    assert "doe" in tenantry(platform, "tenant", "create", "doe", "--plan", "pro")
+    key = json.loads(tenantry(platform, "key", "issue", "doe", "--json"))
+    platform.client(key["key"]).chat.completions.create(model=LOCAL_MODEL, messages=ask("Hi"), max_tokens=4)
+    assert "doe" in tenantry(platform, "tenant", "list")
+    assert "silo" in tenantry(platform, "tenant", "show", "doe")
+    assert "0.5" in tenantry(platform, "tenant", "budget", "doe", "0.50", "--window", "day")
+    assert LOCAL_MODEL in tenantry(platform, "usage", "doe")
+    assert "unbroken" in tenantry(platform, "verify", "doe")
+    assert "call.settled.v1" in tenantry(platform, "events", "doe", "--after", "2")
+    assert "active" in tenantry(platform, "key", "list", "doe")
+    tenantry(platform, "key", "revoke", "doe", key["key_id"])
+    with pytest.raises(openai.AuthenticationError):
+        platform.client(key["key"]).chat.completions.create(model=LOCAL_MODEL, messages=ask("Hi"))
+    assert "does not exist" in tenantry(platform, "tenant", "show", "nobody", expect=1)
+    doctor = tenantry(platform, "doctor")
+    assert doctor.count("ok  ") >= 6
+    assert "FAIL" not in doctor
+    # its own actor, not one of the pool's
+    assert any("silo-doe" in text or "TenantActor" in text for text in (p.name() for p in platform.descendants()))
+
+
+def test_events_can_be_followed_from_the_command_line(platform: UpProcess) -> None:
+    command = [sys.executable, "-m", "serve.cli", "events", "demo", "--follow", "--json"]
+    with subprocess.Popen(
+        [*command, "--data-dir", str(platform.data_dir)], stdout=subprocess.PIPE, text=True
+    ) as following:
+        assert following.stdout is not None
+        first = json.loads(following.stdout.readline())
+        assert first["type"] == "tenant.created.v1"
+        platform.client().chat.completions.create(model=LOCAL_MODEL, messages=ask("Hi"), max_tokens=2, user="follow")
+        types = [json.loads(following.stdout.readline())["type"] for _ in range(3)]
+        assert "call.reserved.v1" in types
+        following.send_signal(signal.SIGINT)
+        assert following.wait(10) == 0
+
+
+KILLED = {
+    "TenantActor": "ray::TenantActor",
+    "valkey-server": "valkey-server",
+    "nats-server": "nats-server",
+    "RootSupervisor": "ray::RootSupervisor",
+    "ProjectionActor": "ray::ProjectionActor",
+    "gateway": "ray::ServeReplica",
+    "model server": "serve.local_model",
+}
+
+
+@pytest.mark.parametrize("victim", KILLED)
+def test_after_kill_9_the_next_request_works_and_nothing_acknowledged_is_gone(
+    platform: UpProcess, admin: httpx.Client, victim: str
+) -> None:
+    """Whoever is killed in the middle of traffic: what was answered with success is in the log, once, and booked."""
+    tenant = f"k{victim.lower().replace(' ', '').replace('-', '')}"
+    client = platform.client(new_tenant(admin, tenant), max_retries=0)
+    answered: list[Any] = []
+    stop = threading.Event()
+
+    def load() -> None:
+        while not stop.is_set():
+            try:
+                answer = client.chat.completions.create(model=LOCAL_MODEL, messages=ask("Hi"), max_tokens=2, timeout=20)
+            except openai.APIError:
+                continue
+            answered.append(answer.usage)
+
+    worker = threading.Thread(target=load)
+    worker.start()
+    wait_until(lambda: len(answered) >= 3, "three answers before the kill")
+    before = len(answered)
+    pids = [
+        process.pid
+        for process in platform.descendants()
+        if KILLED[victim] in " ".join([process.name(), *process.cmdline()])
+    ]
+    assert pids, victim
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: len(answered) >= before + 3, f"three answers after {victim} was killed")
+    stop.set()
+    worker.join()
+    booked = usage(admin, tenant)
+    assert booked["requests"] >= len(answered)
+    assert booked["output_tokens"] >= sum(used.completion_tokens for used in answered)
+    # each answered call has its reservation and its settlement, so only calls that failed can add to the log
+    assert admin.get(f"/tenants/{tenant}/verify").status_code == 200
+    if victim not in ("gateway", "model server"):  # those take calls down with them, whose usage nobody can know
+        assert booked["unknown"] == 0
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    ends = time.monotonic() + RECOVERY_S
+    while not condition():
+        assert time.monotonic() < ends, f"not in {RECOVERY_S:g} s: {what}"
+        time.sleep(0.05)  # the load's own thread counts; there is nothing to wait on
+
+
+def test_serves_own_headers_have_no_effect(platform: UpProcess) -> None:
+    """A client can neither shorten nor lift a time-out, nor keep a call running after it left."""
+    headers = {"x-request-timeout-seconds": "0.05", "x-request-disconnect-disabled": "?1"}
+    answer = platform.client(max_retries=0).chat.completions.create(
+        model=LOCAL_MODEL, messages=ask("Hi"), max_tokens=40, extra_headers=headers
+    )
+    assert answer.choices[0].message.content
+
+
+def test_nothing_listens_beyond_loopback(platform: UpProcess) -> None:
+    pids = {platform.process.pid, *(process.pid for process in platform.descendants())}
+    listening = [
+        (connection.laddr.ip, connection.laddr.port)
+        for connection in psutil.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN and connection.pid in pids
+    ]
+    assert len(listening) > 5
+    assert [address for address in listening if address[0] not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")] == []
+
+
+def test_a_second_platform_on_the_same_data_or_port_is_told_why_not(platform: UpProcess, tmp_path: Path) -> None:
+    assert "is in use by `tenantry up` with pid" in tenantry(platform, "up", expect=1)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        command = [sys.executable, "-m", "serve.cli", "up", "--data-dir", str(tmp_path / "d"), "--port", port]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert f"port {port} (for HTTP) is in use" in done.stderr
+
+
+def test_a_bad_models_file_is_explained_before_anything_starts(tmp_path: Path) -> None:
+    models = tmp_path / "models.yaml"
+    models.write_text("models:\n  - name: small\n    upstream: http://x\n")
+    command = [sys.executable, "-m", "serve.cli", "up", "--data-dir", str(tmp_path / "d"), "--models", str(models)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "models.0.upstreams: Field required" in done.stderr
+    assert not (tmp_path / "d").exists()
+
+
+def test_ctrl_c_ends_everything_and_the_next_start_finds_all_data(tmp_path: Path) -> None:
+    """And kill -9 leaves nothing behind either; what was acknowledged before it is there afterwards."""
+    data_dir = tmp_path / "data"
+    with running_platform(data_dir) as first:
+        first.client().chat.completions.create(model=LOCAL_MODEL, messages=ask("Hi"), max_tokens=2)
+        with first.admin() as admin:
+            used = usage(admin, "demo")
+        assert used["requests"] == 1
+        assert len(members(first.instance)) > 8
+        assert first.stop(signal.SIGINT) == 0
+        assert members(first.instance) == []
+    with running_platform(data_dir) as second:
+        assert second.running.demo_key == first.running.demo_key
+        second.client().chat.completions.create(model=LOCAL_MODEL, messages=ask("Hi"), max_tokens=2)
+        with second.admin() as admin:
+            assert usage(admin, "demo")["requests"] == 2
+        second.process.kill()
+        second.process.wait()
+        wait_until(lambda: not members(second.instance), "no process of the killed instance left")
+    with running_platform(data_dir) as third:
+        with third.admin() as admin:
+            assert usage(admin, "demo")["requests"] == 2
+            assert admin.get("/tenants/demo/verify").status_code == 200
+        assert third.stop(signal.SIGTERM) == 0
+        assert members(third.instance) == []
