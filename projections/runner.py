@@ -25,6 +25,12 @@ _BLOCK_MS = 5_000  # below the client's socket timeout
 _RETRY_FIRST_S, _RETRY_MAX_S = 0.1, 2.0
 
 
+class CheckpointMovedError(TransientError):
+    """Another runner keeps this projection, too (Ray may keep two copies of an actor alive for a while)."""
+
+    code = "checkpoint_moved"
+
+
 class ReadModels:
     """The read side's Valkey: read models and their checkpoints. ``open`` before use."""
 
@@ -59,7 +65,8 @@ class ReadModels:
         """Fold a page of events into the read model. Returns the new checkpoint.
 
         Raises:
-            IntegrityError: An event can't be decoded, or another runner moved the checkpoint.
+            CheckpointMovedError: The checkpoint is not at ``expected``; nothing was changed.
+            IntegrityError: An event can't be decoded.
         """
         adds: dict[str, int] = {}
         puts: dict[str, bytes] = {}
@@ -86,7 +93,7 @@ class ReadModels:
             return await execute(self._client, *args)
         except (RedisError, OSError) as error:
             if str(error).startswith("CHECKPOINT"):
-                raise IntegrityError(f"another runner keeps this projection: {error}") from error
+                raise CheckpointMovedError(f"another runner was here: {error}") from error
             translated = translate(error, "", 0)
             if "Function not found" in str(error):
                 await self.open()
@@ -163,7 +170,7 @@ class Runner:
 
     async def _advance_one(self, projection: Projection, tenant: str, position: int) -> None:
         key = (projection.name, tenant)
-        at = self._checkpoints.get(key)
+        at = self._checkpoints.pop(key, None)  # kept again only when it is known for sure
         if at is None:
             at = await self._models.checkpoint(projection, tenant)
         while at < position:
@@ -172,10 +179,9 @@ class Runner:
                 raise IntegrityError(f"log of {tenant!r} ends at {at}, its slice says {position}")
             try:
                 at = await self._models.apply(projection, tenant, page, at)
-            except PlatformError:
-                self._checkpoints.pop(key, None)  # unknown whether it was written: read it again
-                raise
-            self._checkpoints[key] = at
+            except CheckpointMovedError:
+                at = await self._models.checkpoint(projection, tenant)
+        self._checkpoints[key] = at
         try:
             await self._bus.publish(live_subject(tenant, projection.name), str(at).encode())
         except BusUnavailableError as error:  # a hint; who waits for it also looks for itself

@@ -1,0 +1,62 @@
+"""The shape of the code, checked: who may import whom, and that importing opens nothing."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MAY_IMPORT = {
+    "events": {"events"},
+    "actors": {"events", "actors"},
+    "projections": {"events", "projections"},
+    "serve": {"events", "actors", "projections", "serve"},
+}
+PURE = ["actors/tenant.py", "events/tenant.py", "events/codec.py", "projections/usage.py", "serve/chat_request.py"]
+CLOCKS_AND_DICE = {"time", "random", "secrets", "os", "asyncio", "socket"}
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level packages that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_imports_go_one_way(package: str) -> None:
+    for path in (ROOT / package).rglob("*.py"):
+        ours = imported(path) & (MAY_IMPORT.keys() | {"tests"})
+        if path.name == "cli.py":
+            ours -= {"tests"}  # `tenantry bench` runs from a clone
+        assert ours <= MAY_IMPORT[package], path
+
+
+@pytest.mark.parametrize("path", PURE)
+def test_the_core_neither_waits_nor_rolls_dice_nor_looks_at_a_clock(path: str) -> None:
+    assert not imported(ROOT / path) & CLOCKS_AND_DICE
+
+
+def test_importing_everything_opens_no_connection_and_starts_no_thread() -> None:
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for package in MAY_IMPORT
+        for path in (ROOT / package).rglob("*.py")
+        if path.name != "__init__.py"
+    ]
+    program = f"""
+import importlib, socket, threading
+def refuse(*_): raise AssertionError("a connection was opened at import")
+socket.socket.connect = refuse
+for name in {modules!r}:
+    importlib.import_module(name)
+assert threading.active_count() == 1, threading.enumerate()
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,87 @@
+"""What a call may cost at most, and what it has used."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serve.chat_request import parse_chat
+from serve.http_errors import HttpError
+from serve.settings import Model, Price, Upstream
+from serve.usage_meter import Tokens, UsageMeter
+
+MODEL = Model(
+    name="small",
+    upstreams=(Upstream(base_url="http://x/v1", model="m"),),
+    price=Price.model_validate({"input_usd_per_mtok": "1", "output_usd_per_mtok": "2"}),
+    max_output_tokens=100,
+)
+
+
+def parse(**fields: Any) -> Any:
+    body = {"model": "small", "messages": [{"role": "user", "content": "hi"}], **fields}
+    return parse_chat(msgspec.json.encode(body), {"small": MODEL})
+
+
+def test_without_a_limit_of_its_own_a_request_gets_the_models_so_that_the_reservation_is_the_maximum() -> None:
+    call = parse()
+    assert call.body["max_tokens"] == call.output_tokens_max == 100
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+def test_the_limit_is_the_callers_own_where_it_names_one(field: str) -> None:
+    call = parse(**{field: 7, "n": 3})
+    assert call.output_tokens_max == 21
+    assert "max_tokens" not in call.body or call.body["max_tokens"] == 7
+
+
+@pytest.mark.parametrize("fields", [{"max_tokens": 101}, {"max_completion_tokens": 101}, {"n": 0}, {"n": 129}])
+def test_limits_out_of_range_are_refused_by_name(fields: dict[str, int]) -> None:
+    with pytest.raises(HttpError) as refusal:
+        parse(**fields)
+    assert refusal.value.param == next(iter(fields))
+
+
+def test_unknown_fields_go_to_the_upstream_as_they_came() -> None:
+    assert parse(seed=7, response_format={"type": "json_object"}).body["response_format"] == {"type": "json_object"}
+
+
+def test_a_stream_always_asks_the_upstream_for_usage() -> None:
+    call = parse(stream=True)
+    assert call.body["stream_options"] == {"include_usage": True}
+    assert call.wants_usage is False
+    with pytest.raises(HttpError):
+        parse(stream_options={"include_usage": True})
+
+
+@given(st.text(max_size=2_000))
+def test_no_prompt_has_more_tokens_than_were_reserved(text: str) -> None:
+    """A token stands for at least one byte, whatever the tokenizer."""
+    call = parse(messages=[{"role": "user", "content": text}])
+    assert call.input_tokens_max >= len(text.encode())
+    assert call.cost_max_nano_usd == 1_000 * call.input_tokens_max + 2_000 * 100
+
+
+def test_deep_nesting_in_strings_is_no_nesting() -> None:
+    assert parse(messages=[{"role": "user", "content": "[{" * 1_000 + '\\"'}])
+
+
+def test_the_upstreams_own_count_wins() -> None:
+    meter = UsageMeter(400)
+    meter.see({"choices": [{"delta": {"content": "x" * 40}}]})
+    assert meter.tokens() == Tokens(100, 10, "estimated")
+    meter.see({"usage": {"prompt_tokens": 3, "completion_tokens": 4}})
+    assert meter.tokens() == Tokens(3, 4, "measured")
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [None, "x", {}, {"prompt_tokens": -1, "completion_tokens": 1}, {"prompt_tokens": 1.5, "completion_tokens": 1}],
+)
+@pytest.mark.parametrize("choices", [None, "x", [], [None], [{"delta": None}], [{"delta": {"content": 3}}]])
+def test_nonsense_from_an_upstream_is_not_counted(usage: Any, choices: Any) -> None:
+    meter = UsageMeter(8)
+    meter.see({"usage": usage, "choices": choices})
+    assert meter.tokens() == Tokens(2, 0, "estimated")
