@@ -240,7 +240,7 @@ def test_nothing_listens_beyond_loopback(platform: UpProcess) -> None:
     listening = [
         (connection.laddr.ip, connection.laddr.port)
         for connection in psutil.net_connections("inet")
-        if connection.status == psutil.CONN_LISTEN and connection.pid in pids
+        if connection.laddr and connection.status == psutil.CONN_LISTEN and connection.pid in pids
     ]
     assert len(listening) > 5
     assert [address for address in listening if address[0] not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")] == []
