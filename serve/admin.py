@@ -1,6 +1,7 @@
 """``/admin/v1``: what an operator does to tenants. Admin key only."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
@@ -34,7 +35,7 @@ from serve.http_errors import HttpError
 from serve.keys import digest_of, make_key
 from serve.services import Services
 from serve.settings import money, nano_usd
-from serve.usage import TenantUsage, usage_of, wait_for_projection
+from serve.usage import NotProjectedError, TenantUsage, usage_of, wait_for_projection
 
 _FOLLOW_RECHECK_S = 1.0  # a live hint can get lost, the log can't
 
@@ -193,7 +194,8 @@ async def create_tenant(
         raise HttpError(422, "invalid_request", f"the id {SYSTEM_TENANT!r} is taken by the platform itself", param="id")
     command_id = command_id_for(services, body.id, idempotency_key)
     ok = await _ask(services, body.id, CreateTenant(body.name or body.id, body.plan), command_id)
-    await wait_for_projection(services, DirectoryProjection(), body.id, ok.position)  # so that a list shows it
+    with contextlib.suppress(NotProjectedError):  # the wait is so that a list shows it; it is created in any case
+        await wait_for_projection(services, DirectoryProjection(), body.id, ok.position)
     _stamp(response, ok)
     return _tenant_out(ok)
 
@@ -222,7 +224,7 @@ async def issue_key(
 ) -> KeyOut:
     """Issue an API key. It is shown in this answer only; a repeat with the same Idempotency-Key shows it again."""
     command_id = command_id_for(services, tenant, idempotency_key)
-    key = make_key(services.settings.pepper, tenant, command_id)
+    key = make_key(services.settings.pepper, tenant, idempotency_key)
     command = IssueKey(key.key_id, body.name, digest_of(services.settings.pepper, key))
     ok = await _ask(services, tenant, command, command_id)
     _stamp(response, ok)

@@ -1,5 +1,6 @@
 """A chat completion request: what has to be right before money is reserved for it. Pure."""
 
+import re
 from typing import Annotated, Any
 
 import msgspec
@@ -8,6 +9,8 @@ from serve.http_errors import HttpError
 from serve.settings import Model
 
 _DEPTH_MAX = 64
+_STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _INPUT_OVERHEAD_TOKENS = 16  # per message: role and separators of the chat template
 
 
@@ -44,26 +47,21 @@ class Call(msgspec.Struct, frozen=True):
 
 
 def check_depth(body: bytes) -> None:
-    """The decoder recurses; a body that nests deeper than any real one is refused before it gets there."""
-    depth, in_string, escaped = 0, False, False
+    """The decoder recurses, so a body that nests deeper than any real one is refused before it gets there.
+
+    Whole-body replacements instead of a loop over bytes: 4 MiB of brackets take milliseconds, not half a second.
+    """
     if body.count(b"[") + body.count(b"{") <= _DEPTH_MAX:
         return
-    for byte in body:
-        if in_string:
-            if escaped:
-                escaped = False
-            elif byte == 0x5C:
-                escaped = True
-            elif byte == 0x22:
-                in_string = False
-        elif byte == 0x22:
-            in_string = True
-        elif byte in b"[{":
-            depth += 1
-            if depth > _DEPTH_MAX:
-                raise HttpError(400, "invalid_request", f"the body nests deeper than {_DEPTH_MAX} levels")
-        elif byte in b"]}":
-            depth -= 1
+    brackets = _STRINGS.sub(b"", body).translate(None, delete=_NO_BRACKETS)
+    for _ in range(_DEPTH_MAX):
+        outer = brackets.replace(b"[]", b"").replace(b"{}", b"")  # takes the innermost level away
+        if len(outer) == len(brackets):
+            break
+        brackets = outer
+    if brackets:
+        message = f"the body nests deeper than {_DEPTH_MAX} levels, or its brackets don't match"
+        raise HttpError(400, "invalid_request", message)
 
 
 def parse_chat(body: bytes, models: dict[str, Model]) -> Call:

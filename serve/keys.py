@@ -7,6 +7,7 @@ stored is a keyed hash: the secret has 256 bits, so a fast hash is enough, and w
 
 import hashlib
 import hmac
+import secrets
 import zlib
 
 import msgspec
@@ -47,11 +48,13 @@ def _checksum(text: str) -> str:
     return _base62(zlib.crc32(text.encode()), _CHECK_CHARS)
 
 
-def make_key(pepper: str, tenant: str, command_id: str) -> ParsedKey:
-    """The key that the command with this id issues: a repeat of the command makes the same key again, so a lost answer
-    loses no key. Who doesn't know the pepper can't compute it.
+def make_key(pepper: str, tenant: str, idempotency_key: str | None) -> ParsedKey:
+    """A new key; for the same Idempotency-Key the same one again, so that a lost answer loses no key.
+
+    What it is made from is kept nowhere: who has the log and the pepper can't make it again.
     """
-    material = hmac.digest(_subkey(pepper, "issue"), f"{tenant}\x00{command_id}".encode(), hashlib.sha512)
+    seed = idempotency_key or secrets.token_urlsafe(32)
+    material = hmac.digest(_subkey(pepper, "issue"), f"{tenant}\x00{seed}".encode(), hashlib.sha512)
     key_id = _base62(int.from_bytes(material[:16], "big"), _ID_CHARS)
     secret = _base62(int.from_bytes(material[16:48], "big"), _SECRET_CHARS)
     text = f"sk-{tenant}-{key_id}-{secret}"

@@ -128,14 +128,7 @@ class Platform:
         if models is None and local_model.available():
             model_server = self._start_server(stack, model_spec(self._data.path, free_port()))
             models = local_models(model_server.spec.port)
-        secrets = self._data.secrets()
-        settings = Settings(
-            nats_url=nats_url,
-            valkey_url=valkey_url,
-            admin_key=os.environ.get("TENANTRY_ADMIN_KEY", secrets.admin_key),
-            pepper=os.environ.get("TENANTRY_PEPPER", secrets.pepper),
-            models=models or ModelsFile(),
-        )
+        settings = self._settings(nats_url, valkey_url, models or ModelsFile())
         ray_address = self._start_ray(stack, settings, port)
         if model_server is not None:
             with self._step("the local model"):
@@ -147,6 +140,14 @@ class Platform:
         self._announce(stack, running)
         self._say_ready(running, settings.models)
         return running
+
+    def _settings(self, nats_url: str, valkey_url: str, models: ModelsFile) -> Settings:
+        """The environment's settings; what it leaves open comes from the data directory and from what was started."""
+        secrets = self._data.secrets()
+        own = {"TENANTRY_ADMIN_KEY": secrets.admin_key, "TENANTRY_PEPPER": secrets.pepper}
+        started = {"TENANTRY_NATS_URL": nats_url, "TENANTRY_VALKEY_URL": valkey_url}
+        models_text = {"TENANTRY_MODELS": models.model_dump_json()}
+        return Settings.from_environment({**own, **os.environ, **started, **models_text})
 
     @contextmanager
     def _step(self, what: str) -> Iterator[None]:

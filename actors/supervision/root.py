@@ -125,11 +125,14 @@ class RootSupervisor:
             except PlatformError as error:
                 log.warning("supervisor.timers_unread: %s", error)
                 continue
-            for tenant in due:
-                try:
-                    await asker.ask(tenant, ExpireReservations(), actor="supervisor")
-                except PlatformError as error:
-                    log.warning("supervisor.timer_failed tenant=%s: %s", tenant, error)
+            await asyncio.gather(*(self._wake(asker, tenant) for tenant in due))
+
+    @staticmethod
+    async def _wake(asker: Asker, tenant: str) -> None:
+        try:
+            await asker.ask(tenant, ExpireReservations(), actor="supervisor")
+        except PlatformError as error:  # still due a second from now
+            log.warning("supervisor.timer_failed tenant=%s: %s", tenant, error)
 
 
 def start_root_supervisor(connect: Connect, pool_shards: int) -> Callable[[], None]:

@@ -17,11 +17,12 @@ def test_a_key_leads_to_its_tenant_and_shows_nothing_in_logs() -> None:
     assert secret not in repr(key)
 
 
-def test_the_same_command_issues_the_same_key_and_any_other_another() -> None:
+def test_the_same_idempotency_key_issues_the_same_key_and_any_other_another() -> None:
     key = make_key(PEPPER, "acme", "c1")
     assert make_key(PEPPER, "acme", "c1") == key
     others = [make_key(PEPPER, "acme", "c2"), make_key(PEPPER, "bcme", "c1"), make_key(PEPPER + "x", "acme", "c1")]
-    assert len({key.text.split("-")[-2], *(other.text.split("-")[-2] for other in others)}) == 4
+    others += [make_key(PEPPER, "acme", None), make_key(PEPPER, "acme", None)]
+    assert len({key.text.split("-")[-2], *(other.text.split("-")[-2] for other in others)}) == 6
 
 
 def test_a_digest_depends_on_every_part_of_the_key_and_on_the_pepper() -> None:

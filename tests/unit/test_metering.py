@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.chat_request import parse_chat
+from serve.chat_request import check_depth, parse_chat
 from serve.http_errors import HttpError
 from serve.settings import Model, Price, Upstream
 from serve.usage_meter import Tokens, UsageMeter
@@ -62,6 +62,19 @@ def test_no_prompt_has_more_tokens_than_were_reserved(text: str) -> None:
     call = parse(messages=[{"role": "user", "content": text}])
     assert call.input_tokens_max >= len(text.encode())
     assert call.cost_max_nano_usd == 1_000 * call.input_tokens_max + 2_000 * 100
+
+
+@pytest.mark.parametrize(
+    "inner", ["[]" * 2_000, "[" * 60 + "]" * 60, '{"a":[{}]}' + ",[]" * 100, '"\\\\"' + ",[]" * 99]
+)
+def test_wide_is_not_deep(inner: str) -> None:
+    check_depth(f'{{"x": [{inner}]}}'.encode())
+
+
+@pytest.mark.parametrize("inner", ["[" * 70 + "]" * 70, '{"a":' * 70 + "1" + "}" * 70, "[" * 4_000_000])
+def test_deep_is_refused_quickly(inner: str) -> None:
+    with pytest.raises(HttpError, match="nests deeper"):
+        check_depth(inner.encode())
 
 
 def test_deep_nesting_in_strings_is_no_nesting() -> None:
