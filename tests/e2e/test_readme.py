@@ -1,0 +1,69 @@
+"""What the README says, done."""
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kit.platform import UpProcess, running_platform
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]:
+    with running_platform(tmp_path_factory.mktemp("readme") / "data") as running:
+        yield running
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_the_ten_lines_with_the_openai_client_print_an_answer(platform: UpProcess) -> None:
+    (program,) = blocks("python")
+    program = program.replace("http://127.0.0.1:PORT/v1", platform.running.base_url)
+    program = re.sub(r'api_key="[^"]+"', f'api_key="{platform.running.demo_key}"', program)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "CompletionUsage" in done.stdout
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_the_operators_commands_work_in_the_order_they_stand(platform: UpProcess) -> None:
+    commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("uv run tenantry ")]
+    commands = [line for line in commands if " up" not in line and " bench" not in line]
+    assert len(commands) == 7
+    for line in commands:
+        words = shlex.split(line, comments=True)[3:]
+        words = [word for word in words if word != "--follow"]  # without it, the same command ends
+        done = subprocess.run(
+            [sys.executable, "-m", "serve.cli", *words, "--data-dir", str(platform.data_dir)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, (line, done.stdout, done.stderr)
+
+
+def test_the_two_commands_are_there_to_the_letter() -> None:
+    first = blocks("sh")[0]
+    assert "pip install uv && uv run tenantry up" in first
+    assert "pip install uv && uv run pytest" in first
+
+
+def test_every_package_and_setting_that_it_names_is_there() -> None:
+    root = Path(__file__).parents[2]
+    for package in re.findall(r"^\| `(\w+)/` \|", README, flags=re.MULTILINE):
+        assert (root / package / "__init__.py").exists()
+    code = "".join(path.read_text() for path in (root / "serve").glob("*.py"))
+    for name in set(re.findall(r"TENANTRY_[A-Z_]+", README)):
+        field = name.removeprefix("TENANTRY_").lower()
+        assert name in code or field in code, name
