@@ -1,13 +1,15 @@
-"""What stands between the network and our ASGI application: HAProxy, Serve's own server, and their settings.
+"""What stands between the network and our ASGI application: HAProxy, Serve's own servers, and their settings.
 
-Serve lets any client change how its request is run (time-out, disconnect detection, model and session affinity) by
-headers of its own, and binds three ports to every interface. Two hooks of Serve close both, neither needs a fork:
+As Serve 2.60 leaves them, any client changes how its request is run (time-out, disconnect detection, model and session
+affinity) by headers of Serve's own, four ports listen on every interface, and where no replica answers a client reads a
+bare 500. Two hooks of Serve close that:
 
-- the HAProxy binary is ours to name: a script in ``run_dir`` rewrites each generated configuration and then becomes
-  the real HAProxy, with the same pid and arguments, so that Serve's manager sees no difference;
-- a callback names ASGI middlewares for the server in each replica: they run before Serve reads the headers.
+- the HAProxy binary is ours to name: a script in ``run_dir`` rewrites each generated configuration, then becomes the
+  real HAProxy, with the same pid and arguments, so that Serve's manager sees no difference;
+- a callback names ASGI middlewares for Serve's HTTP servers: they run before Serve reads the headers, also for a
+  program on this machine that goes to a replica's port directly.
 
-This file runs alone, in an isolated interpreter, at each start and reload of HAProxy: only the standard library at the top.
+HAProxy's script runs this file alone, in an isolated interpreter: only the standard library at the top.
 """
 
 import os
@@ -34,8 +36,25 @@ _SERVE_HEADERS = frozenset(
     name.encode() for name in ("x-request-timeout-seconds", "x-request-disconnect-disabled", *_MODEL_ID_HEADERS)
 )
 _SERVE_PREFIXES = (b"x-ray-", b"x-serve-router-")
+STANDBY_HEADER = "x-served-by"
 _SESSION_HEADER = "x-serve-router-session"  # in place of x-session-id, which applications may want for themselves
 
+# HAProxy speaks for us where no replica can. Serve makes a bare 500 of all these, which clients repeat at once.
+_ERROR = '{{"error":{{"message":"{message}","type":"server_error","param":null,"code":"{code}"}}}}'
+_UNAVAILABLE = "status 503 content-type application/json string '{}' hdr retry-after 1".format(
+    _ERROR.format(message="no gateway is up: the platform is starting, stopping or restarting it", code="unavailable")
+)
+_LOST = "status {} content-type application/json string '{}' hdr x-should-retry false"
+_LOST_ERROR = _ERROR.format(
+    message="the gateway did not answer: send the request again with the same Idempotency-Key", code="outcome_unknown"
+)
+_ERRORS = "".join(
+    f"    http-error {answer}\n"
+    for answer in (_UNAVAILABLE, _LOST.format(502, _LOST_ERROR), _LOST.format(504, _LOST_ERROR))
+)
+
+# Serve's own proxy stands by for when no replica is up. It is slow, so its answers say that they are its own; and it
+# says in plain text, where the gateway says JSON, that it has no route to a leaving application or lost a replica.
 _HARDENED_FRONTEND = f"""\
     timeout http-request {_REQUEST_HEAD_TIMEOUT_S}s
     http-request del-header x-request-timeout-seconds
@@ -46,16 +65,21 @@ _HARDENED_FRONTEND = f"""\
     http-request del-header forwarded
     http-request del-header x-forwarded- -m beg
     http-request set-header x-forwarded-for %[src]
+    acl standby srv_name -m beg SERVE_PROXY
+    acl plain_text res.hdr(content-type) -m beg text/plain
+    http-response return {_UNAVAILABLE} if standby plain_text {{ status 404 }}
+    http-response return {_LOST.format(502, _LOST_ERROR)} if standby plain_text {{ status 500 }}
+    http-response set-header {STANDBY_HEADER} standby if standby
 """
 
 
 def serve_environment(run_dir: Path, metrics_port: int, fallback_port: int) -> dict[str, str]:
-    """The environment that whatever starts Ray must have, on every node. Writes the HAProxy script into ``run_dir``.
+    """The environment that whatever starts Ray on this machine must have. Writes the HAProxy script into ``run_dir``.
 
     Args:
         run_dir: A private directory (0700) with a short path; HAProxy's files and sockets go there.
         metrics_port: Where HAProxy answers ``/metrics``, on loopback.
-        fallback_port: For Serve's own proxy, which stands in while there is no replica.
+        fallback_port: For Serve's own proxy, which stands by for when no replica is up.
 
     Raises:
         ValueError: The path is too long for a socket in it.
@@ -156,6 +180,8 @@ def harden(config: str) -> str:
         (r"^(    stats socket .*) mode 666 ", r"\1 mode 600 "),
         (r"^(frontend prometheus\n    bind ):", r"\g<1>127.0.0.1:"),
         (r"^(frontend http_frontend\n    bind .*\n)", r"\g<1>" + _HARDENED_FRONTEND),
+        (r"^(?:    errorfile .*\n){3}", _ERRORS),
+        (r"^(backend default_backend\n    http-request return) .*\n", rf"\1 {_UNAVAILABLE}\n"),
         # A second, unauthenticated view of what the admin socket tells, on a fixed port of every interface.
         (r"^listen stats\n(?:  .*\n)+", ""),
     ):
@@ -176,7 +202,7 @@ def _write_script(run_dir: Path) -> Path:
 
 
 def _become_haproxy(arguments: Sequence[str]) -> None:
-    """``<binary> … -f <config> …``: Serve's manager finds its HAProxy by that path, so the file is changed in place."""
+    """``<binary> … -f <config> …``: Serve's manager knows its HAProxy by that path, so the file changes in place."""
     path = Path(arguments[arguments.index("-f") + 1])
     hardened = path.with_suffix(".hardened")
     hardened.write_text(harden(path.read_text()))

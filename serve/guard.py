@@ -5,9 +5,9 @@ in turn: Ray's servers and workers, HAProxy, the broker, the store. The kernel s
 processes of one instance are told from those of another, or of any other Ray, without a list that could go stale.
 
 The guard is one more process, in a session of its own, at the other end of a pipe that only the instance holds. End of
-file means that the instance let go or is gone, ``kill -9`` included; the guard then kills what still carries the cookie.
+file means that the instance let go or is gone, ``kill -9`` included; the guard then kills whatever carries the cookie.
 
-Linux and the standard library only: the guard runs this file alone, in an isolated interpreter, in 15 ms and 10 MiB.
+Linux and the standard library only: the guard runs this file alone, in an isolated interpreter, in 30 ms and 13 MiB.
 """
 
 import contextlib
@@ -142,13 +142,19 @@ def _end_with(parent: int) -> None:
 
 def _processes() -> Iterator[tuple[Member, int]]:
     """Every live process with its parent's pid."""
-    for name in os.listdir("/proc"):
-        if name.isdigit():
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                # "pid (name) state ppid ... starttime": the name may hold anything, brackets too
-                fields = Path(f"/proc/{name}/stat").read_bytes().rpartition(b")")[2].split()
-                if fields[0] not in {b"Z", b"X"}:
-                    yield Member(int(name), int(fields[19])), int(fields[1])
+                state, parent, started = _stat(int(entry.name))
+                if state not in {b"Z", b"X"}:
+                    yield Member(int(entry.name), started), parent
+
+
+def _stat(pid: int) -> tuple[bytes, int, int]:
+    """State, parent's pid, start time."""
+    # "pid (name) state ppid ... starttime": the name may hold anything, brackets too
+    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    return fields[0], int(fields[1]), int(fields[19])
 
 
 def _environment(pid: int) -> list[bytes]:
@@ -167,7 +173,7 @@ def _kill(found: Sequence[Member]) -> int:
             with contextlib.suppress(OSError):  # it ended by itself, or is another user's
                 handle = os.pidfd_open(process.pid)
                 opened.callback(os.close, handle)
-                if _started(process.pid) == process.started:  # else the pid is someone else's by now
+                if _stat(process.pid)[2] == process.started:  # else the pid is someone else's by now
                     signal.pidfd_send_signal(handle, signal.SIGKILL)
                     handles.append(handle)
                     waiting.register(handle, select.POLLIN)
@@ -179,14 +185,10 @@ def _kill(found: Sequence[Member]) -> int:
     return killed
 
 
-def _started(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
-
-
 def _main(arguments: Sequence[str]) -> None:
     if arguments[0] == "--exec":
         _end_with(int(arguments[1]))
-        os.execvp(arguments[2], arguments[2:])
+        os.execvp(arguments[2], list(arguments[2:]))  # noqa: S606 - what die_with_parent was given
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
     while os.read(0, 1):
