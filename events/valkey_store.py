@@ -1,7 +1,8 @@
 """The event store on Valkey: streams for logs, one Lua function library for everything that must be atomic.
 
 Keys of a tenant in slice 17: ``{s017}:log:<tenant>`` (stream, ids are positions), ``{s017}:meta:<tenant>`` (epoch,
-position, head hash, status, placement), ``{s017}:replies:<tenant>`` (command id -> reply, 48 h). Keys of a slice:
+position, head hash, status, placement), ``{s017}:replies:<tenant>`` (command id -> reply, 48 h), ``{s017}:streams:<tenant>`` (where in the log each stream's events
+are), ``{s017}:snapshots:<tenant>``. Keys of a slice:
 ``{s017}:appends`` (a pointer per append, for followers), ``{s017}:timers``, ``{s017}:tenants``.
 """
 
@@ -11,6 +12,7 @@ from importlib.resources import files
 from typing import Any, cast
 from urllib.parse import urlsplit
 
+import msgspec
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -32,6 +34,7 @@ from events.errors import (
 from events.slices import SLICE_COUNT, slice_of, slice_tag
 from events.store import (
     REPLY_TTL_S,
+    SNAPSHOTS_KEPT,
     Append,
     Appended,
     AppendOutcome,
@@ -40,12 +43,17 @@ from events.store import (
     Known,
     Placement,
     Pointer,
+    Snapshot,
     TenantStatus,
     check_caps,
 )
 
 LIBRARY = "tenantry_v1"
 IDENTITY_KEY = "tenantry:store"
+_CHUNK = 128  # events per field of a stream's index, as in library.lua
+_POSITION_BYTES = 5
+_encode = msgspec.msgpack.Encoder().encode
+_decode_snapshot = msgspec.msgpack.Decoder(Snapshot).decode
 # Valkey's own states in which it answers but can't serve; the same command may work later.
 _TRANSIENT_CODES = ("OOM", "MISCONF", "LOADING", "BUSY", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
 
@@ -218,7 +226,35 @@ class ValkeyEventStore:
     async def read(self, tenant: str, after_position: int, limit: int = 500) -> list[StoredEvent]:
         key = f"{slice_tag(slice_of(tenant))}:log:{tenant}"
         rows = await self._call(tenant, "XRANGE", key, f"{after_position + 1}-0", "+", "COUNT", limit)
-        return [StoredEvent(int(row_id.split(b"-")[0]), fields[b"e"], fields[b"h"]) for row_id, fields in rows]
+        return [_stored(row) for row in rows]
+
+    async def read_stream(self, tenant: str, stream: str, after_version: int, limit: int = 500) -> list[StoredEvent]:
+        tag = slice_tag(slice_of(tenant))
+        first, last = after_version // _CHUNK, (after_version + limit - 1) // _CHUNK
+        fields = [f"{stream}#{number}" for number in range(first, last + 1)]
+        chunks = await self._call(tenant, "HMGET", f"{tag}:streams:{tenant}", *fields)
+        packed = b"".join(chunk or b"" for chunk in chunks)[(after_version - first * _CHUNK) * _POSITION_BYTES :]
+        ends = range(_POSITION_BYTES, min(limit * _POSITION_BYTES, len(packed)) + 1, _POSITION_BYTES)
+        positions = [int.from_bytes(packed[end - _POSITION_BYTES : end], "big") for end in ends]
+        key = f"{tag}:log:{tenant}"
+        calls = [["XRANGE", key, f"{begin}-0", f"{end}-0"] for begin, end in _runs(positions)]
+        events = []
+        for rows in await self._send(calls) if calls else []:
+            if isinstance(rows, Exception):
+                raise translate(rows, tenant, 0)
+            events += [_stored(row) for row in rows]
+        return events
+
+    async def load_snapshots(self, tenant: str) -> list[Snapshot]:
+        rows = await self._call(tenant, "HVALS", f"{slice_tag(slice_of(tenant))}:snapshots:{tenant}")
+        return sorted(map(_decode_snapshot, rows), key=lambda kept: kept.position, reverse=True)
+
+    async def save_snapshot(self, tenant: str, snapshot: Snapshot) -> None:
+        key = f"{slice_tag(slice_of(tenant))}:snapshots:{tenant}"
+        await self._call(tenant, "HSET", key, snapshot.position, _encode(snapshot))
+        kept = sorted(map(int, await self._call(tenant, "HKEYS", key)))
+        if old := kept[:-SNAPSHOTS_KEPT]:
+            await self._call(tenant, "HDEL", key, *old)
 
     async def tenants(self, slice_number: int) -> list[str]:
         return sorted(name.decode() for name in await self._call("", "SMEMBERS", f"{slice_tag(slice_number)}:tenants"))
@@ -270,19 +306,48 @@ class ValkeyEventStore:
 def _append_args(request: Append) -> list[Any]:
     tenant, tag = request.tenant, slice_tag(slice_of(request.tenant))
     args: list[Any] = [
-        "FCALL", "tenantry_v1_append", 6,
-        f"{tag}:log:{tenant}", f"{tag}:meta:{tenant}", f"{tag}:replies:{tenant}",
+        "FCALL", "tenantry_v1_append", 7,
+        f"{tag}:log:{tenant}", f"{tag}:meta:{tenant}", f"{tag}:replies:{tenant}", f"{tag}:streams:{tenant}",
         f"{tag}:timers", f"{tag}:appends", f"{tag}:tenants",
         tenant, request.epoch, request.expected_position, request.previous_hash, request.entries[-1].hash,
         REPLY_TTL_S * 1000, request.status, request.placement,
         "" if request.next_timer_us is None else request.next_timer_us,
-        len(request.commands), len(request.entries),
+        len(request.commands), len(request.entries), 0,
     ]  # fmt: skip
+    streams = len(args) - 1
     for command in request.commands:
         args += (command.command_id, command.body_hash, command.reply)
     for entry in request.entries:
         args += (entry.record, entry.hash)
+    for stream, (version, positions) in _positions(request).items():
+        args[streams] += 1
+        args += (stream, version, positions)
     return args
+
+
+def _positions(request: Append) -> dict[str, tuple[int, bytes]]:
+    """By stream: its version before the append, and where its new events will be, five bytes each."""
+    found: dict[str, tuple[int, bytes]] = {}
+    for position, entry in enumerate(request.entries, request.expected_position + 1):
+        version, positions = found.get(entry.stream, (entry.version - 1, b""))
+        found[entry.stream] = (version, positions + position.to_bytes(_POSITION_BYTES, "big"))
+    return found
+
+
+def _stored(row: tuple[bytes, dict[bytes, bytes]]) -> StoredEvent:
+    row_id, fields = row
+    return StoredEvent(int(row_id.split(b"-")[0]), fields[b"e"], fields[b"h"])
+
+
+def _runs(positions: Sequence[int]) -> list[tuple[int, int]]:
+    """Positions as ranges of neighbours: one read for each."""
+    runs: list[tuple[int, int]] = []
+    for position in positions:
+        if runs and position == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], position)
+        else:
+            runs.append((position, position))
+    return runs
 
 
 def _status(raw: bytes) -> TenantStatus:

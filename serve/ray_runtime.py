@@ -107,7 +107,7 @@ def stop_ray() -> None:
 def _stop_serve() -> None:
     import ray  # noqa: PLC0415 - as above
     from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE  # noqa: PLC0415
-    
+
     try:
         controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
     except ValueError:

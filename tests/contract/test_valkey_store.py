@@ -31,18 +31,18 @@ async def client(servers: Servers) -> AsyncIterator[Redis]:
 
 async def test_keys_of_another_slice_or_tenant_are_refused(valkey_store: ValkeyEventStore, client: Redis) -> None:
     """A wrong tag would write where nobody ever reads."""
-    keys = [f"{{s001}}:{kind}:a" for kind in ("log", "meta", "replies")] + [
+    keys = [f"{{s001}}:{kind}:a" for kind in ("log", "meta", "replies", "streams")] + [
         f"{{s001}}:{kind}" for kind in ("timers", "appends", "tenants")
     ]
-    for index in range(6):
+    for index in range(7):
         wrong = [key.replace("s001", "s002") if at == index else key for at, key in enumerate(keys)]
         with pytest.raises(ResponseError, match="WRONGKEY"):
-            await execute(client, "FCALL", "tenantry_v1_append", 6, *wrong, "a")
+            await execute(client, "FCALL", "tenantry_v1_append", 7, *wrong, "a")
     with pytest.raises(ResponseError, match="WRONGKEY"):
-        await execute(client, "FCALL", "tenantry_v1_append", 6, *keys, "b")
+        await execute(client, "FCALL", "tenantry_v1_append", 7, *keys, "b")
 
 
-@pytest.mark.parametrize("kind", ["log", "meta", "replies"])
+@pytest.mark.parametrize("kind", ["log", "meta", "replies", "streams"])
 async def test_a_key_of_the_wrong_type_stops_the_append_before_it_writes(
     valkey_store: ValkeyEventStore, client: Redis, tenant: str, kind: str
 ) -> None:
