@@ -129,5 +129,19 @@ local function claim(keys, args)
   return {epoch, tonumber(state[1] or '0'), state[2] or '', state[3] or 'active', state[4] or 'pool'}
 end
 
+-- KEYS log meta streams; ARGV tenant, through position, then fields of the streams' index that lie below it
+local function trim(keys, args)
+  local tenant = args[1]
+  local tag = string.match(keys[1], '^({s%d%d%d}):log:')
+  if not tag or keys[1] ~= tag .. ':log:' .. tenant or keys[2] ~= tag .. ':meta:' .. tenant
+     or keys[3] ~= tag .. ':streams:' .. tenant then return fail('WRONGKEY', keys[1]) end
+  local through, position = tonumber(args[2]), tonumber(redis.call('HGET', keys[2], 'position') or '0')
+  if through > position then return fail('POSITION', 'is at ' .. position .. ', trimmed through ' .. through) end
+  local dropped = redis.call('XTRIM', keys[1], 'MINID', (through + 1) .. '-0')
+  for i = 3, #args do redis.call('HDEL', keys[3], args[i]) end
+  return dropped
+end
+
+redis.register_function('tenantry_v1_trim', trim)
 redis.register_function('tenantry_v1_append', append)
 redis.register_function('tenantry_v1_claim', claim)

@@ -22,6 +22,7 @@ from events.store import (
     Append,
     Appended,
     AppendOutcome,
+    Archived,
     CommandResult,
     Head,
     Known,
@@ -32,8 +33,9 @@ from events.store import (
 
 
 class MemoryEventStore:
-    def __init__(self, clock: Clock | None = None) -> None:
-        self._clock = clock or SystemClock()
+    def __init__(self, clock: Clock | None = None, archive: Archived | None = None) -> None:
+        self._clock, self._archive = clock or SystemClock(), archive
+        self._trimmed: dict[str, int] = defaultdict(int)
         self._heads: dict[str, Head] = {}
         self._logs: dict[str, list[StoredEvent]] = defaultdict(list)
         self._replies: dict[str, dict[str, tuple[int, CommandResult]]] = defaultdict(dict)
@@ -136,11 +138,24 @@ class MemoryEventStore:
         return head if head and head.position else None
 
     async def read(self, tenant: str, after_position: int, limit: int = 500) -> list[StoredEvent]:
-        return self._logs[tenant][after_position : after_position + limit]
+        if after_position < self._trimmed[tenant]:
+            assert self._archive is not None
+            older = await self._archive.read(tenant, after_position, limit)
+            return older + await self.read(tenant, older[-1].position, limit - len(older)) if older else []
+        start = after_position - self._trimmed[tenant]
+        return self._logs[tenant][start : start + limit]
 
     async def read_stream(self, tenant: str, stream: str, after_version: int, limit: int = 500) -> list[StoredEvent]:
         positions = self._streams[tenant].get(stream, [])[after_version : after_version + limit]
-        return [self._logs[tenant][position - 1] for position in positions]
+        return [event for position in positions for event in await self.read(tenant, position - 1, 1)]
+
+    async def trim(self, tenant: str, through_position: int) -> None:
+        count = through_position - self._trimmed[tenant]
+        if count > len(self._logs[tenant]):
+            raise WrongExpectedPositionError(tenant, f"trimmed through {through_position}")
+        if count > 0:
+            self._logs[tenant] = self._logs[tenant][count:]
+            self._trimmed[tenant] = through_position
 
     async def load_snapshots(self, tenant: str) -> list[Snapshot]:
         return [kept for _, kept in sorted(self._snapshots[tenant].items(), reverse=True)]
@@ -150,7 +165,9 @@ class MemoryEventStore:
         self._snapshots[tenant] = dict(sorted(kept.items())[-SNAPSHOTS_KEPT:])
 
     async def tenants(self, slice_number: int) -> list[str]:
-        return sorted(name for name, log in self._logs.items() if log and slice_of(name) == slice_number)
+        return sorted(
+            name for name, log in self._logs.items() if (log or self._trimmed[name]) and slice_of(name) == slice_number
+        )
 
     async def newest_cursors(self, slices: Sequence[int]) -> dict[int, str]:
         return {number: str(len(self._pointers[number])) for number in slices}

@@ -94,6 +94,14 @@ class Pointer(msgspec.Struct, frozen=True):
 AppendOutcome = Appended | Known | Exception
 
 
+class Archived(Protocol):
+    """Where trimmed events are read from."""
+
+    async def read(self, tenant: str, after_position: int, limit: int) -> list[StoredEvent]: ...
+
+    async def read_stream(self, tenant: str, stream: str, after_version: int, limit: int) -> list[StoredEvent]: ...
+
+
 class EventStore(Protocol):
     """Every method raises StoreUnavailableError where the store can't be reached; then a write's outcome is unknown
     and repeating it is safe (an append that happened answers Known).
@@ -138,6 +146,10 @@ class EventStore(Protocol):
 
     async def read_stream(self, tenant: str, stream: str, after_version: int, limit: int = 500) -> list[StoredEvent]:
         """Events of one stream after a version, in order. Costs what it returns, however long the log is."""
+        ...
+
+    async def trim(self, tenant: str, through_position: int) -> None:
+        """Drop the store's own copy of old events, which an archive must hold by now. Every read still sees them."""
         ...
 
     async def load_snapshots(self, tenant: str) -> list[Snapshot]:

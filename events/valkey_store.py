@@ -21,7 +21,7 @@ from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.maint_notifications import MaintNotificationsConfig
 
-from events.codec import GENESIS, StoredEvent
+from events.codec import GENESIS, StoredEvent, decode_record
 from events.errors import (
     CommandIdReusedError,
     FencedError,
@@ -37,6 +37,7 @@ from events.store import (
     SNAPSHOTS_KEPT,
     Append,
     Appended,
+    Archived,
     AppendOutcome,
     CommandResult,
     Head,
@@ -127,10 +128,10 @@ def translate(error: Exception, tenant: str, epoch: int) -> Exception:
 
 
 class ValkeyEventStore:
-    """``EventStore`` over one Valkey server. ``open`` before use."""
+    """``EventStore`` over one Valkey server, with an archive of old events where there is one. ``open`` before use."""
 
-    def __init__(self, client: Redis) -> None:
-        self._client = client
+    def __init__(self, client: Redis, archive: Archived | None = None) -> None:
+        self._client, self._archive = client, archive
 
     async def open(self) -> None:
         """Load the function library and check that the store was created with this layout.
@@ -226,7 +227,16 @@ class ValkeyEventStore:
     async def read(self, tenant: str, after_position: int, limit: int = 500) -> list[StoredEvent]:
         key = f"{slice_tag(slice_of(tenant))}:log:{tenant}"
         rows = await self._call(tenant, "XRANGE", key, f"{after_position + 1}-0", "+", "COUNT", limit)
-        return [_stored(row) for row in rows]
+        events = [_stored(row) for row in rows]
+        if self._archive is None or (events and events[0].position == after_position + 1):
+            return events
+        head = await self.head(tenant)
+        if head is None or head.position <= after_position:
+            return []
+        older = await self._archive.read(tenant, after_position, limit)
+        if not older:
+            return events  # a gap: whoever checks the chain finds it
+        return older + await self.read(tenant, older[-1].position, limit - len(older)) if len(older) < limit else older
 
     async def read_stream(self, tenant: str, stream: str, after_version: int, limit: int = 500) -> list[StoredEvent]:
         tag = slice_tag(slice_of(tenant))
@@ -238,12 +248,29 @@ class ValkeyEventStore:
         positions = [int.from_bytes(packed[end - _POSITION_BYTES : end], "big") for end in ends]
         key = f"{tag}:log:{tenant}"
         calls = [["XRANGE", key, f"{begin}-0", f"{end}-0"] for begin, end in _runs(positions)]
-        events = []
+        events: list[StoredEvent] = []
         for rows in await self._send(calls) if calls else []:
             if isinstance(rows, Exception):
                 raise translate(rows, tenant, 0)
             events += [_stored(row) for row in rows]
-        return events
+        if self._archive is None or (events and decode_record(events[0].record).version == after_version + 1):
+            return events
+        older = await self._archive.read_stream(tenant, stream, after_version, limit)
+        known = {event.position for event in older}
+        return (older + [event for event in events if event.position not in known])[:limit]
+
+    async def trim(self, tenant: str, through_position: int) -> None:
+        tag = slice_tag(slice_of(tenant))
+        keys = [f"{tag}:{kind}:{tenant}" for kind in ("log", "meta", "streams")]
+        index = await self._call(tenant, "HGETALL", keys[2])
+        old = [
+            field
+            for field, value in index.items()
+            if b"#" in field
+            and len(value) == _CHUNK * _POSITION_BYTES
+            and int.from_bytes(value[-_POSITION_BYTES:], "big") <= through_position
+        ]
+        await self._call(tenant, "FCALL", "tenantry_v1_trim", 3, *keys, tenant, through_position, *old)
 
     async def load_snapshots(self, tenant: str) -> list[Snapshot]:
         rows = await self._call(tenant, "HVALS", f"{slice_tag(slice_of(tenant))}:snapshots:{tenant}")

@@ -1,14 +1,17 @@
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from events.archive import Archive
 from events.errors import IntegrityError, StoreMismatchError, StoreUnavailableError
 from events.slices import slice_of, slice_tag
 from events.store import Appended, EventStore
 from events.valkey_store import IDENTITY_KEY, ValkeyEventStore, connect, execute, load_library
 from events.verify import verify
+from tests.contract.archiving import ArchivingContract
 from tests.contract.event_store import EventStoreContract, tenant
 from tests.kit.factories import append_request
 from tests.kit.servers import Servers
@@ -16,17 +19,21 @@ from tests.kit.servers import Servers
 __all__ = ["tenant"]
 
 
-class TestValkeyEventStore(EventStoreContract):
-    @pytest.fixture
-    def store(self, valkey_store: ValkeyEventStore) -> EventStore:
-        return valkey_store
-
-
 @pytest.fixture
 async def client(servers: Servers) -> AsyncIterator[Redis]:
     raw = connect(servers.valkey_url)
     yield raw
     await raw.aclose()
+
+
+class TestValkeyEventStore(EventStoreContract, ArchivingContract):
+    @pytest.fixture
+    def archive(self, tmp_path: Path) -> Archive:
+        return Archive(str(tmp_path / "archive"))
+
+    @pytest.fixture
+    async def store(self, valkey_store: ValkeyEventStore, client: Redis, archive: Archive) -> EventStore:
+        return ValkeyEventStore(client, archive)
 
 
 async def test_keys_of_another_slice_or_tenant_are_refused(valkey_store: ValkeyEventStore, client: Redis) -> None:
