@@ -102,7 +102,7 @@ class ArchivingContract:
         await filled(store, tenant, 0)
         importing = asyncio.create_task(import_log(store, path))
         while (await store.head(tenant)) is None and not importing.done():
-            await asyncio.sleep(0)  # noqa: ASYNC110 - lets the import run one step further
+            await asyncio.sleep(0)
         importing.cancel()
         await asyncio.wait([importing])
         assert await import_log(store, path) == (tenant, 3_000)
