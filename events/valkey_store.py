@@ -6,6 +6,8 @@ are), ``{s017}:snapshots:<tenant>``. Keys of a slice:
 ``{s017}:appends`` (a pointer per append, for followers), ``{s017}:timers``, ``{s017}:tenants``.
 """
 
+import asyncio
+import time
 import uuid
 from collections.abc import Sequence
 from importlib.resources import files
@@ -13,7 +15,7 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 import msgspec
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -37,8 +39,8 @@ from events.store import (
     SNAPSHOTS_KEPT,
     Append,
     Appended,
-    Archived,
     AppendOutcome,
+    Archived,
     CommandResult,
     Head,
     Known,
@@ -53,50 +55,70 @@ LIBRARY = "tenantry_v1"
 IDENTITY_KEY = "tenantry:store"
 _CHUNK = 128  # events per field of a stream's index, as in library.lua
 _POSITION_BYTES = 5
+_CLUSTER_POLL_S = 0.05
 _encode = msgspec.msgpack.Encoder().encode
 _decode_snapshot = msgspec.msgpack.Decoder(Snapshot).decode
 # Valkey's own states in which it answers but can't serve; the same command may work later.
 _TRANSIENT_CODES = ("OOM", "MISCONF", "LOADING", "BUSY", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
 
 
-def connect(url: str, *, db: int | None = None, timeout_s: float = 5.0, connections_max: int = 64) -> Redis:
+CLUSTER_SCHEME = "valkey-cluster"
+Client = Redis | RedisCluster
+
+
+def connect(url: str, *, db: int | None = None, timeout_s: float = 5.0, connections_max: int = 64) -> Client:
     """A client that neither re-sends commands by itself nor trusts a connection that has stray data on it.
 
     redis-py 8.1 repeats a failed command ten times by default, which turns an append that happened into a false
-    conflict; and it skips its stray-data check while maintenance notifications are on.
+    conflict; and it skips its stray-data check while maintenance notifications are on. ``valkey-cluster://host:port``
+    names any node of a cluster, which has no ``db`` but the first.
     """
+    options: dict[str, Any] = {
+        "protocol": 2,
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": timeout_s,
+        "max_connections": connections_max,
+        "retry": Retry(NoBackoff(), 0),
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+    }
+    parts = urlsplit(url)
+    if parts.scheme == CLUSTER_SCHEME:
+        return RedisCluster.from_url(parts._replace(scheme="redis").geturl(), **options)
     if db is not None:
-        url = urlsplit(url)._replace(path=f"/{db}").geturl()
-    return Redis.from_url(
-        url,
-        protocol=2,
-        socket_timeout=timeout_s,
-        socket_connect_timeout=timeout_s,
-        max_connections=connections_max,
-        retry=Retry(NoBackoff(), 0),
-        maint_notifications_config=MaintNotificationsConfig(enabled=False),
-    )
+        url = parts._replace(path=f"/{db}").geturl()
+    return Redis.from_url(url, **options)
 
 
 def library_source() -> str:
     return files("events").joinpath("library.lua").read_text()
 
 
-async def execute(client: Redis, *args: Any) -> Any:
+async def execute(client: Client, *args: Any, **options: Any) -> Any:
     """One command. (redis-py leaves its own method untyped.)"""
-    return await cast("Any", client).execute_command(*args)
+    return await cast("Any", client).execute_command(*args, **options)
 
 
-async def load_library(client: Redis, name: str, source: str) -> None:
-    """Load a function library once; refuse to run against another text under the same name."""
-    listed = await execute(client, "FUNCTION", "LIST", "LIBRARYNAME", name, "WITHCODE")
+async def load_library(client: Client, name: str, source: str) -> None:
+    """Load a function library once on every primary; refuse to run against another text under the same name."""
+    if not isinstance(client, RedisCluster):
+        await _load_library(client, name, source)
+        return
+    await client.initialize()
+    for node in client.get_primaries():
+        await _load_library(client, name, source, target_nodes=node)
+
+
+async def _load_library(client: Client, name: str, source: str, **options: Any) -> None:
+    listed = await execute(client, "FUNCTION", "LIST", "LIBRARYNAME", name, "WITHCODE", **options)
+    if isinstance(listed, dict):  # a cluster answers by node
+        (listed,) = listed.values()
     if not listed:
         try:
-            await execute(client, "FUNCTION", "LOAD", source)
+            await execute(client, "FUNCTION", "LOAD", source, **options)
         except ResponseError as error:
             if "already exists" not in str(error):
                 raise
-            await load_library(client, name, source)  # another process was faster: compare with what it loaded
+            await _load_library(client, name, source, **options)  # another was faster: compare with what it loaded
         return
     fields = dict(zip(listed[0][::2], listed[0][1::2], strict=True))
     if fields[b"library_code"].decode() != source:
@@ -130,8 +152,9 @@ def translate(error: Exception, tenant: str, epoch: int) -> Exception:
 class ValkeyEventStore:
     """``EventStore`` over one Valkey server, with an archive of old events where there is one. ``open`` before use."""
 
-    def __init__(self, client: Redis, archive: Archived | None = None) -> None:
+    def __init__(self, client: Client, archive: Archived | None = None) -> None:
         self._client, self._archive = client, archive
+        self._is_cluster = isinstance(client, RedisCluster)
 
     async def open(self) -> None:
         """Load the function library and check that the store was created with this layout.
@@ -199,10 +222,11 @@ class ValkeyEventStore:
         try:
             if len(calls) == 1:
                 return [await execute(self._client, *calls[0])]
-            pipeline = self._client.pipeline(transaction=False)
+            pipeline = cast("Any", self._client).pipeline(transaction=None if self._is_cluster else False)
             for call in calls:
                 pipeline.execute_command(*call)
-            return await pipeline.execute(raise_on_error=False)
+            answers: list[Any] = await pipeline.execute(raise_on_error=False)
+            return answers
         except (RedisError, OSError) as error:
             return [error] * len(calls)
 
@@ -296,24 +320,40 @@ class ValkeyEventStore:
         return cursors
 
     async def tail(self, cursors: dict[int, str], block_ms: int) -> dict[int, list[Pointer]]:
+        if self._is_cluster:
+            return await self._tail_cluster(cursors, block_ms)
         keys = [f"{slice_tag(number)}:appends" for number in cursors]
         answer = await self._call("", "XREAD", "COUNT", 1000, "BLOCK", block_ms, "STREAMS", *keys, *cursors.values())
-        found: dict[int, list[Pointer]] = {}
-        for key, rows in answer or []:
-            found[int(key[2:5])] = [
-                Pointer(row_id.decode(), fields[b"t"].decode(), int(fields[b"p"])) for row_id, fields in rows
-            ]
-        return found
+        return dict(_pointers(key, rows) for key, rows in answer or [])
+
+    async def _tail_cluster(self, cursors: dict[int, str], block_ms: int) -> dict[int, list[Pointer]]:
+        """Slices lie in different slots there, and one blocking read can't wait for several: ask all, and again."""
+        calls = [
+            ["XREAD", "COUNT", 1000, "STREAMS", f"{slice_tag(number)}:appends", cursor]
+            for number, cursor in cursors.items()
+        ]
+        ends = time.monotonic() + block_ms / 1000
+        while True:
+            found: dict[int, list[Pointer]] = {}
+            for answer in await self._send(calls):
+                if isinstance(answer, Exception):
+                    raise translate(answer, "", 0)
+                found |= dict(_pointers(key, rows) for key, rows in answer or [])
+            if found or time.monotonic() > ends:
+                return found
+            await asyncio.sleep(_CLUSTER_POLL_S)
 
     async def due(self, now_us: int) -> list[str]:
-        pipeline = self._client.pipeline(transaction=False)
-        for number in range(SLICE_COUNT):
-            pipeline.execute_command("ZRANGEBYSCORE", f"{slice_tag(number)}:timers", "-inf", now_us, "LIMIT", 0, 100)
-        try:
-            answers = await pipeline.execute()
-        except (RedisError, OSError) as error:
-            raise translate(error, "", 0) from error
-        return [tenant.decode() for answer in answers for tenant in answer]
+        calls = [
+            ["ZRANGEBYSCORE", f"{slice_tag(number)}:timers", "-inf", now_us, "LIMIT", 0, 100]
+            for number in range(SLICE_COUNT)
+        ]
+        found = []
+        for answer in await self._send(calls):
+            if isinstance(answer, Exception):
+                raise translate(answer, "", 0)
+            found += [tenant.decode() for tenant in answer]
+        return found
 
     async def server_info(self) -> dict[str, str]:
         """The server's version and the settings that durability depends on."""
@@ -359,6 +399,10 @@ def _positions(request: Append) -> dict[str, tuple[int, bytes]]:
         version, positions = found.get(entry.stream, (entry.version - 1, b""))
         found[entry.stream] = (version, positions + position.to_bytes(_POSITION_BYTES, "big"))
     return found
+
+
+def _pointers(key: bytes, rows: Sequence[tuple[bytes, dict[bytes, bytes]]]) -> tuple[int, list[Pointer]]:
+    return int(key[2:5]), [Pointer(row.decode(), fields[b"t"].decode(), int(fields[b"p"])) for row, fields in rows]
 
 
 def _stored(row: tuple[bytes, dict[bytes, bytes]]) -> StoredEvent:
