@@ -15,7 +15,7 @@ from functools import reduce
 import msgspec
 
 from actors.commit import Committer
-from actors.tenant import TENANT_STREAM, Tenant, answer, decide, evolve, is_query
+from actors.tenant import STATE_SCHEMA, TENANT_STREAM, Tenant, answer, decide, evolve, is_query
 from events.clock import Clock
 from events.codec import (
     GENESIS,
@@ -24,7 +24,6 @@ from events.codec import (
     decode_event,
     decode_record,
     encode_data,
-    encode_record,
     next_hash,
 )
 from events.envelope import Envelope, Failed, Ok, Reply, decode_envelope, encode, reply_for
@@ -41,13 +40,14 @@ from events.errors import (
     TooLargeError,
     WrongExpectedPositionError,
 )
-from events.store import Append, Appended, CommandResult, EventStore, Known
+from events.store import Append, Appended, CommandResult, EventStore, Head, Known, Snapshot
 from events.tenant import TenantCommand, TenantEvent, decode_command
 
 log = logging.getLogger(__name__)
 
 MAILBOX_MAX = 1_024
 TURN_COMMANDS_MAX = 256
+SNAPSHOT_EVERY_EVENTS = 1_000  # bounds what an activation must replay to some milliseconds
 COMMAND_ID_MAX = 128
 # A refusal or a read writes nothing, so nothing fences it: it is given only on ownership proven this recently.
 OWNERSHIP_TRUSTED_S = 1.0
@@ -70,10 +70,20 @@ class Draft(msgspec.Struct):
 
     state: Tenant
     versions: dict[str, int]
-    records: list[bytes]
+    records: list[Record]
     commands: list[CommandResult]
     replies: list[tuple[str, Reply]]  # not to be sent before the append
     unfenced: list[tuple[Request, Reply]]  # wrote nothing: refusals, reads, no-ops
+
+
+class Folded(msgspec.Struct, frozen=True, array_like=True):
+    """What a snapshot holds: the state, and how many events each stream had by then."""
+
+    state: Tenant
+    versions: dict[str, int]
+
+
+_decode_folded = msgspec.msgpack.Decoder(Folded).decode
 
 
 class Activation:
@@ -98,6 +108,7 @@ class Activation:
         self._versions: dict[str, int] = {}
         self._position, self._head = 0, GENESIS
         self._epoch, self._owned_at = 0, 0.0
+        self._snapshot_position = 0
         self._timer_us = -1  # unknown: the first append sets it
 
     @property
@@ -116,7 +127,38 @@ class Activation:
         """Claim a new epoch, then replay the log. Nothing may be delivered before this returns."""
         head = await self._store.claim(self.tenant)
         self._epoch, self._owned_at = head.epoch, time.monotonic()
+        await self._load_snapshot(head)
         await self._catch_up()
+
+    async def _load_snapshot(self, head: Head) -> None:
+        """Begin the replay at the newest snapshot that fits the log; at the first event where none does."""
+        for snapshot in await self._store.load_snapshots(self.tenant):
+            if snapshot.schema != STATE_SCHEMA or snapshot.position > head.position:
+                continue
+            page = await self._store.read(self.tenant, snapshot.position - 1, 1)
+            if not page or page[0].hash != snapshot.hash:
+                continue
+            try:
+                folded = _decode_folded(snapshot.state)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                log.warning("tenant.snapshot_unreadable tenant=%s position=%s", self.tenant, snapshot.position)
+                continue
+            self._state, self._versions = folded.state, folded.versions
+            self._position, self._head = snapshot.position, snapshot.hash
+            self._snapshot_position = snapshot.position
+            return
+
+    async def save_snapshot(self) -> None:
+        """A cache: losing it costs a longer replay, so a store that is away is no reason to fail."""
+        if self._position == self._snapshot_position:
+            return
+        state = encode(Folded(self._state, self._versions))
+        snapshot = Snapshot(STATE_SCHEMA, self._position, self._head, state)
+        self._snapshot_position = snapshot.position
+        try:
+            await self._store.save_snapshot(self.tenant, snapshot)
+        except PlatformError as error:
+            log.warning("tenant.snapshot_lost tenant=%s position=%s: %s", self.tenant, snapshot.position, error)
 
     def deliver(self, data: bytes, reply_to: str) -> None:
         """Put a command into the mailbox; a full mailbox answers at once."""
@@ -148,6 +190,8 @@ class Activation:
             while self._mailbox and not self._ended:
                 count = min(len(self._mailbox), TURN_COMMANDS_MAX)
                 await self._turn([self._mailbox.popleft() for _ in range(count)])
+                if self._position - self._snapshot_position >= SNAPSHOT_EVERY_EVENTS:
+                    await self.save_snapshot()
         except FencedError as error:
             log.warning("tenant.fenced tenant=%s epoch=%s: %s", self.tenant, self._epoch, error)
             self.end()
@@ -223,7 +267,7 @@ class Activation:
         if not events:
             return self._without_events(draft, request, reply)
         for event in events:
-            draft.records.append(encode_record(self._record(draft, request.envelope, event, now_us)))
+            draft.records.append(self._record(draft, request.envelope, event, now_us))
         draft.state = after
         draft.commands.append(CommandResult(request.envelope.command_id, request.body_hash, encode(reply)))
         draft.replies.append((request.reply_to, reply))

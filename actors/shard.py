@@ -67,6 +67,7 @@ class Shard:
         activation, subscription = hosted
         await unsubscribe(subscription)
         await activation.drain()
+        await activation.save_snapshot()
         activation.end()
 
     async def close(self) -> None:

@@ -47,6 +47,7 @@ from events.tenant import (
 )
 
 TENANT_STREAM = "tenant"
+STATE_SCHEMA = 1  # raise it whenever Tenant changes: older snapshots are then replayed instead of misread
 _RESERVATION_TTL_US_MAX = 24 * 3600 * 1_000_000
 
 

@@ -36,8 +36,12 @@ class Record(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
+    """A record as it goes into the log, with the place in its stream that the record itself states."""
+
     record: bytes
     hash: bytes
+    stream: str
+    version: int
 
 
 class StoredEvent(msgspec.Struct, frozen=True, array_like=True):
@@ -109,10 +113,11 @@ def next_hash(previous: bytes, record: bytes) -> bytes:
     return hashlib.sha256(previous + record).digest()
 
 
-def chain(previous: bytes, records: Iterable[bytes]) -> list[Entry]:
+def chain(previous: bytes, records: Iterable[Record]) -> list[Entry]:
     """Entries for records that follow an event whose hash is ``previous``."""
     entries = []
     for record in records:
-        previous = next_hash(previous, record)
-        entries.append(Entry(record, previous))
+        written = encode_record(record)
+        previous = next_hash(previous, written)
+        entries.append(Entry(written, previous, record.stream, record.version))
     return entries

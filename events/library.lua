@@ -10,14 +10,14 @@ local function wrong_key(keys, tenant)
   local tag = string.match(keys[1], '^({s%d%d%d}):log:')
   if not tag then return keys[1] end
   local want = {tag .. ':log:' .. tenant, tag .. ':meta:' .. tenant, tag .. ':replies:' .. tenant,
-                tag .. ':timers', tag .. ':appends', tag .. ':tenants'}
+                tag .. ':streams:' .. tenant, tag .. ':timers', tag .. ':appends', tag .. ':tenants'}
   for i = 1, #want do
     if keys[i] ~= want[i] then return keys[i] or ('missing key ' .. i) end
   end
   return nil
 end
 
-local KINDS = {'stream', 'hash', 'hash', 'zset', 'stream', 'set'}
+local KINDS = {'stream', 'hash', 'hash', 'hash', 'zset', 'stream', 'set'}
 
 local function wrong_type(keys)
   for i = 1, #KINDS do
@@ -27,23 +27,45 @@ local function wrong_type(keys)
   return nil
 end
 
--- KEYS log meta replies timers appends tenants
+-- A stream's index: field <stream> holds its version, field <stream>#<n> the positions of its events 128n+1 ... 128n+128,
+-- five bytes each, so that a stream is found in the log without scanning it and an append touches one small field.
+local CHUNK_BYTES = 128 * 5
+
+local function index_stream(streams, name, version, positions)
+  local at = 1
+  while at <= #positions do
+    local chunk = math.floor(version / 128)
+    local field = name .. '#' .. chunk
+    local room = (chunk + 1) * CHUNK_BYTES - version * 5
+    local part = string.sub(positions, at, at + room - 1)
+    local before = version % 128 == 0 and '' or redis.call('HGET', streams, field)
+    redis.call('HSET', streams, field, before .. part)
+    version = version + #part / 5
+    at = at + #part
+  end
+  redis.call('HSET', streams, name, version)
+end
+
+-- KEYS log meta replies streams timers appends tenants
 -- ARGV 1 tenant, 2 epoch, 3 expected position, 4 previous hash, 5 new head hash, 6 reply TTL ms, 7 status, 8 placement,
---      9 next timer us ('' as before, '0' none), 10 n commands, 11 n events,
---      then n x (command id, body hash, reply), then n x (record, hash)
+--      9 next timer us ('' as before, '0' none), 10 n commands, 11 n events, 12 n streams,
+--      then n x (command id, body hash, reply), then n x (record, hash),
+--      then n x (stream, its version so far, packed positions of its new events)
 local function append(keys, args)
   local tenant = args[1]
   local wrong = wrong_key(keys, tenant)
   if wrong then return fail('WRONGKEY', wrong) end
   wrong = wrong_type(keys)
   if wrong then return fail('CORRUPT', wrong) end
-  local log, meta, replies = keys[1], keys[2], keys[3]
-  local n_commands, n_events = tonumber(args[10]), tonumber(args[11])
-  if n_events == 0 or #args ~= 11 + 3 * n_commands + 2 * n_events then return fail('BADARGS', 'count ' .. #args) end
+  local log, meta, replies, streams = keys[1], keys[2], keys[3], keys[4]
+  local n_commands, n_events, n_streams = tonumber(args[10]), tonumber(args[11]), tonumber(args[12])
+  if n_events == 0 or #args ~= 12 + 3 * n_commands + 2 * n_events + 3 * n_streams then
+    return fail('BADARGS', 'count ' .. #args)
+  end
 
   local known = {}
   for i = 0, n_commands - 1 do
-    local at = 12 + 3 * i
+    local at = 13 + 3 * i
     local stored = redis.call('HGET', replies, args[at])
     if stored then
       if string.sub(stored, 1, 32) ~= args[at + 1] then return fail('REUSED', args[at]) end
@@ -60,29 +82,41 @@ local function append(keys, args)
   if position ~= tonumber(args[3]) then return fail('POSITION', 'is at ' .. position .. ', expected ' .. args[3]) end
   if position > 0 and state[3] ~= args[4] then return fail('POSITION', 'another event is at ' .. position) end
 
-  local at = 12 + 3 * n_commands
+  local first_stream = 13 + 3 * n_commands + 2 * n_events
+  local indexed = 0
+  for at = first_stream, #args, 3 do
+    local version = redis.call('HGET', streams, args[at]) or '0'
+    if version ~= args[at + 1] then
+      return fail('POSITION', 'stream ' .. args[at] .. ' is at ' .. version .. ', expected ' .. args[at + 1])
+    end
+    indexed = indexed + #args[at + 2]
+  end
+  if indexed ~= 5 * n_events then return fail('BADARGS', 'positions of ' .. indexed .. ' bytes') end
+
+  local at = 13 + 3 * n_commands
   for i = 1, n_events do
     redis.call('XADD', log, (position + i) .. '-0', 'e', args[at], 'h', args[at + 1])
     at = at + 2
   end
+  for s = first_stream, #args, 3 do index_stream(streams, args[s], tonumber(args[s + 1]), args[s + 2]) end
   local last = position + n_events
   redis.call('HSET', meta, 'position', last, 'head', args[5], 'status', args[7], 'placement', args[8])
   if n_commands > 0 then
     local fields = {'HSETEX', replies, 'PX', args[6], 'FIELDS', n_commands}
     for i = 0, n_commands - 1 do
-      local c = 12 + 3 * i
+      local c = 13 + 3 * i
       fields[#fields + 1] = args[c]
       fields[#fields + 1] = args[c + 1] .. args[c + 2]
     end
     redis.call(unpack(fields))
   end
   if args[9] == '0' then
-    redis.call('ZREM', keys[4], tenant)
+    redis.call('ZREM', keys[5], tenant)
   elseif args[9] ~= '' then
-    redis.call('ZADD', keys[4], args[9], tenant)
+    redis.call('ZADD', keys[5], args[9], tenant)
   end
-  if position == 0 then redis.call('SADD', keys[6], tenant) end
-  redis.call('XADD', keys[5], 'MAXLEN', '~', 8192, '*', 't', tenant, 'p', last)
+  if position == 0 then redis.call('SADD', keys[7], tenant) end
+  redis.call('XADD', keys[6], 'MAXLEN', '~', 8192, '*', 't', tenant, 'p', last)
   return {1, position + 1, last}
 end
 
@@ -95,5 +129,19 @@ local function claim(keys, args)
   return {epoch, tonumber(state[1] or '0'), state[2] or '', state[3] or 'active', state[4] or 'pool'}
 end
 
+-- KEYS log meta streams; ARGV tenant, through position, then fields of the streams' index that lie below it
+local function trim(keys, args)
+  local tenant = args[1]
+  local tag = string.match(keys[1], '^({s%d%d%d}):log:')
+  if not tag or keys[1] ~= tag .. ':log:' .. tenant or keys[2] ~= tag .. ':meta:' .. tenant
+     or keys[3] ~= tag .. ':streams:' .. tenant then return fail('WRONGKEY', keys[1]) end
+  local through, position = tonumber(args[2]), tonumber(redis.call('HGET', keys[2], 'position') or '0')
+  if through > position then return fail('POSITION', 'is at ' .. position .. ', trimmed through ' .. through) end
+  local dropped = redis.call('XTRIM', keys[1], 'MINID', (through + 1) .. '-0')
+  for i = 3, #args do redis.call('HDEL', keys[3], args[i]) end
+  return dropped
+end
+
+redis.register_function('tenantry_v1_trim', trim)
 redis.register_function('tenantry_v1_append', append)
 redis.register_function('tenantry_v1_claim', claim)

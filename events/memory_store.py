@@ -18,23 +18,29 @@ from events.errors import (
 from events.slices import slice_of
 from events.store import (
     REPLY_TTL_S,
+    SNAPSHOTS_KEPT,
     Append,
     Appended,
     AppendOutcome,
+    Archived,
     CommandResult,
     Head,
     Known,
     Pointer,
+    Snapshot,
     check_caps,
 )
 
 
 class MemoryEventStore:
-    def __init__(self, clock: Clock | None = None) -> None:
-        self._clock = clock or SystemClock()
+    def __init__(self, clock: Clock | None = None, archive: Archived | None = None) -> None:
+        self._clock, self._archive = clock or SystemClock(), archive
+        self._trimmed: dict[str, int] = defaultdict(int)
         self._heads: dict[str, Head] = {}
         self._logs: dict[str, list[StoredEvent]] = defaultdict(list)
         self._replies: dict[str, dict[str, tuple[int, CommandResult]]] = defaultdict(dict)
+        self._streams: dict[str, dict[str, list[int]]] = defaultdict(dict)
+        self._snapshots: dict[str, dict[int, Snapshot]] = defaultdict(dict)
         self._timers: dict[str, int] = {}
         self._pointers: dict[int, list[Pointer]] = defaultdict(list)
         self._appended = asyncio.Condition()
@@ -54,6 +60,7 @@ class MemoryEventStore:
         if known := self._known(request):
             return Known(known)
         head = self._writable_head(request)
+        self._index(request, head)
         first, last = head.position + 1, head.position + len(request.entries)
         self._logs[request.tenant] += [
             StoredEvent(first + index, entry.record, entry.hash) for index, entry in enumerate(request.entries)
@@ -96,6 +103,16 @@ class MemoryEventStore:
             raise WrongExpectedPositionError(request.tenant, f"another event is at {head.position}")
         return head
 
+    def _index(self, request: Append, head: Head) -> None:
+        streams = {name: list(positions) for name, positions in self._streams[request.tenant].items()}
+        for position, entry in enumerate(request.entries, head.position + 1):
+            positions = streams.setdefault(entry.stream, [])
+            positions.append(position)
+            if entry.version != len(positions):
+                detail = f"stream {entry.stream} is at {len(positions) - 1}, expected {entry.version - 1}"
+                raise WrongExpectedPositionError(request.tenant, detail)
+        self._streams[request.tenant] = streams
+
     async def _point(self, tenant: str, last_position: int) -> None:
         pointers = self._pointers[slice_of(tenant)]
         pointers.append(Pointer(str(len(pointers) + 1), tenant, last_position))
@@ -121,10 +138,36 @@ class MemoryEventStore:
         return head if head and head.position else None
 
     async def read(self, tenant: str, after_position: int, limit: int = 500) -> list[StoredEvent]:
-        return self._logs[tenant][after_position : after_position + limit]
+        if after_position < self._trimmed[tenant]:
+            assert self._archive is not None
+            older = await self._archive.read(tenant, after_position, limit)
+            return older + await self.read(tenant, older[-1].position, limit - len(older)) if older else []
+        start = after_position - self._trimmed[tenant]
+        return self._logs[tenant][start : start + limit]
+
+    async def read_stream(self, tenant: str, stream: str, after_version: int, limit: int = 500) -> list[StoredEvent]:
+        positions = self._streams[tenant].get(stream, [])[after_version : after_version + limit]
+        return [event for position in positions for event in await self.read(tenant, position - 1, 1)]
+
+    async def trim(self, tenant: str, through_position: int) -> None:
+        count = through_position - self._trimmed[tenant]
+        if count > len(self._logs[tenant]):
+            raise WrongExpectedPositionError(tenant, f"trimmed through {through_position}")
+        if count > 0:
+            self._logs[tenant] = self._logs[tenant][count:]
+            self._trimmed[tenant] = through_position
+
+    async def load_snapshots(self, tenant: str) -> list[Snapshot]:
+        return [kept for _, kept in sorted(self._snapshots[tenant].items(), reverse=True)]
+
+    async def save_snapshot(self, tenant: str, snapshot: Snapshot) -> None:
+        kept = {**self._snapshots[tenant], snapshot.position: snapshot}
+        self._snapshots[tenant] = dict(sorted(kept.items())[-SNAPSHOTS_KEPT:])
 
     async def tenants(self, slice_number: int) -> list[str]:
-        return sorted(name for name, log in self._logs.items() if log and slice_of(name) == slice_number)
+        return sorted(
+            name for name, log in self._logs.items() if (log or self._trimmed[name]) and slice_of(name) == slice_number
+        )
 
     async def newest_cursors(self, slices: Sequence[int]) -> dict[int, str]:
         return {number: str(len(self._pointers[number])) for number in slices}

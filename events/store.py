@@ -18,6 +18,8 @@ EVENTS_MAX = 2_048  # the append function is one step for the whole server: keep
 RECORD_BYTES_MAX = 256 * 1024
 APPEND_BYTES_MAX = 4 * 1024 * 1024
 REPLY_BYTES_MAX = 64 * 1024
+STREAM_CHARS_MAX = 200
+SNAPSHOTS_KEPT = 2
 
 Placement = Literal["pool", "silo"]
 TenantStatus = Literal["active", "halted", "erased"]
@@ -42,7 +44,8 @@ class CommandResult(msgspec.Struct, frozen=True):
 
 
 class Append(msgspec.Struct, frozen=True):
-    """One atomic write: the events of some commands, their replies, and facts about the tenant derived from them.
+    """One atomic write: the events of some commands, in any number of the tenant's streams, the commands' replies, and
+    facts about the tenant derived from the events.
 
     ``next_timer_us`` is when the tenant wants to be woken (0: never; None: as before).
     """
@@ -56,6 +59,17 @@ class Append(msgspec.Struct, frozen=True):
     placement: Placement = "pool"
     status: TenantStatus = "active"
     next_timer_us: int | None = None
+
+
+class Snapshot(msgspec.Struct, frozen=True, array_like=True):
+    """State folded up to ``position``: a cache of the log, never the truth. ``schema`` names the state's shape and
+    ``hash`` is the chain's at that position; where either is not as expected, the log is replayed instead.
+    """
+
+    schema: int
+    position: int
+    hash: bytes
+    state: bytes
 
 
 class Appended(msgspec.Struct, frozen=True):
@@ -80,6 +94,14 @@ class Pointer(msgspec.Struct, frozen=True):
 AppendOutcome = Appended | Known | Exception
 
 
+class Archived(Protocol):
+    """Where trimmed events are read from."""
+
+    async def read(self, tenant: str, after_position: int, limit: int) -> list[StoredEvent]: ...
+
+    async def read_stream(self, tenant: str, stream: str, after_version: int, limit: int) -> list[StoredEvent]: ...
+
+
 class EventStore(Protocol):
     """Every method raises StoreUnavailableError where the store can't be reached; then a write's outcome is unknown
     and repeating it is safe (an append that happened answers Known).
@@ -95,14 +117,14 @@ class EventStore(Protocol):
 
     async def append(self, request: Append) -> Appended | Known:
         """All or nothing. Checks, in this order and all before the first write: size caps, known command ids, epoch,
-        status, expected position and previous hash.
+        status, expected position and previous hash, expected stream versions.
 
         Raises:
             TooLargeError: Over a cap; nothing was sent.
             CommandIdReusedError: A known command id came with another body.
             FencedError: A newer epoch was claimed.
             TenantClosedError: The log takes no more events.
-            WrongExpectedPositionError: The log's end is elsewhere.
+            WrongExpectedPositionError: The log's end, or that of a stream in it, is elsewhere.
         """
         ...
 
@@ -120,6 +142,22 @@ class EventStore(Protocol):
 
     async def read(self, tenant: str, after_position: int, limit: int = 500) -> list[StoredEvent]:
         """Events after a position, in order. Fewer than ``limit`` means the end was reached."""
+        ...
+
+    async def read_stream(self, tenant: str, stream: str, after_version: int, limit: int = 500) -> list[StoredEvent]:
+        """Events of one stream after a version, in order. Costs what it returns, however long the log is."""
+        ...
+
+    async def trim(self, tenant: str, through_position: int) -> None:
+        """Drop the store's own copy of old events, which an archive must hold by now. Every read still sees them."""
+        ...
+
+    async def load_snapshots(self, tenant: str) -> list[Snapshot]:
+        """The snapshots kept, newest first. Whether one fits the log is for the caller to check."""
+        ...
+
+    async def save_snapshot(self, tenant: str, snapshot: Snapshot) -> None:
+        """Keep it, and the newest one before it."""
         ...
 
     async def tenants(self, slice_number: int) -> list[str]:
@@ -147,6 +185,8 @@ def check_caps(request: Append) -> None:
     for entry in request.entries:
         if len(entry.record) > RECORD_BYTES_MAX:
             raise TooLargeError("an event in bytes", len(entry.record), RECORD_BYTES_MAX)
+        if len(entry.stream) > STREAM_CHARS_MAX:
+            raise TooLargeError("a stream's name in characters", len(entry.stream), STREAM_CHARS_MAX)
         size += len(entry.record) + 32
     for command in request.commands:
         if len(command.reply) > REPLY_BYTES_MAX:

@@ -1,17 +1,21 @@
 """The event store on Valkey: streams for logs, one Lua function library for everything that must be atomic.
 
 Keys of a tenant in slice 17: ``{s017}:log:<tenant>`` (stream, ids are positions), ``{s017}:meta:<tenant>`` (epoch,
-position, head hash, status, placement), ``{s017}:replies:<tenant>`` (command id -> reply, 48 h). Keys of a slice:
+position, head hash, status, placement), ``{s017}:replies:<tenant>`` (command id -> reply, 48 h), ``{s017}:streams:<tenant>`` (where in the log each stream's events
+are), ``{s017}:snapshots:<tenant>``. Keys of a slice:
 ``{s017}:appends`` (a pointer per append, for followers), ``{s017}:timers``, ``{s017}:tenants``.
 """
 
+import asyncio
+import time
 import uuid
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from redis.asyncio import Redis
+import msgspec
+from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -19,7 +23,7 @@ from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.maint_notifications import MaintNotificationsConfig
 
-from events.codec import GENESIS, StoredEvent
+from events.codec import GENESIS, StoredEvent, decode_record
 from events.errors import (
     CommandIdReusedError,
     FencedError,
@@ -32,62 +36,89 @@ from events.errors import (
 from events.slices import SLICE_COUNT, slice_of, slice_tag
 from events.store import (
     REPLY_TTL_S,
+    SNAPSHOTS_KEPT,
     Append,
     Appended,
     AppendOutcome,
+    Archived,
     CommandResult,
     Head,
     Known,
     Placement,
     Pointer,
+    Snapshot,
     TenantStatus,
     check_caps,
 )
 
 LIBRARY = "tenantry_v1"
 IDENTITY_KEY = "tenantry:store"
+_CHUNK = 128  # events per field of a stream's index, as in library.lua
+_POSITION_BYTES = 5
+_CLUSTER_POLL_S = 0.05
+_encode = msgspec.msgpack.Encoder().encode
+_decode_snapshot = msgspec.msgpack.Decoder(Snapshot).decode
 # Valkey's own states in which it answers but can't serve; the same command may work later.
 _TRANSIENT_CODES = ("OOM", "MISCONF", "LOADING", "BUSY", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
 
 
-def connect(url: str, *, db: int | None = None, timeout_s: float = 5.0, connections_max: int = 64) -> Redis:
+CLUSTER_SCHEME = "valkey-cluster"
+Client = Redis | RedisCluster
+
+
+def connect(url: str, *, db: int | None = None, timeout_s: float = 5.0, connections_max: int = 64) -> Client:
     """A client that neither re-sends commands by itself nor trusts a connection that has stray data on it.
 
     redis-py 8.1 repeats a failed command ten times by default, which turns an append that happened into a false
-    conflict; and it skips its stray-data check while maintenance notifications are on.
+    conflict; and it skips its stray-data check while maintenance notifications are on. ``valkey-cluster://host:port``
+    names any node of a cluster, which has no ``db`` but the first.
     """
+    options: dict[str, Any] = {
+        "protocol": 2,
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": timeout_s,
+        "max_connections": connections_max,
+        "retry": Retry(NoBackoff(), 0),
+        "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+    }
+    parts = urlsplit(url)
+    if parts.scheme == CLUSTER_SCHEME:
+        return RedisCluster.from_url(parts._replace(scheme="redis").geturl(), **options)
     if db is not None:
-        url = urlsplit(url)._replace(path=f"/{db}").geturl()
-    return Redis.from_url(
-        url,
-        protocol=2,
-        socket_timeout=timeout_s,
-        socket_connect_timeout=timeout_s,
-        max_connections=connections_max,
-        retry=Retry(NoBackoff(), 0),
-        maint_notifications_config=MaintNotificationsConfig(enabled=False),
-    )
+        url = parts._replace(path=f"/{db}").geturl()
+    return Redis.from_url(url, **options)
 
 
 def library_source() -> str:
     return files("events").joinpath("library.lua").read_text()
 
 
-async def execute(client: Redis, *args: Any) -> Any:
+async def execute(client: Client, *args: Any, **options: Any) -> Any:
     """One command. (redis-py leaves its own method untyped.)"""
-    return await cast("Any", client).execute_command(*args)
+    return await cast("Any", client).execute_command(*args, **options)
 
 
-async def load_library(client: Redis, name: str, source: str) -> None:
-    """Load a function library once; refuse to run against another text under the same name."""
-    listed = await execute(client, "FUNCTION", "LIST", "LIBRARYNAME", name, "WITHCODE")
+async def load_library(client: Client, name: str, source: str) -> None:
+    """Load a function library once on every primary; refuse to run against another text under the same name."""
+    if not isinstance(client, RedisCluster):
+        await _load_library(client, name, source)
+        return
+    await client.initialize()
+    for node in client.get_primaries():
+        await _load_library(client, name, source, target_nodes=node)
+
+
+async def _load_library(client: Client, name: str, source: str, **options: Any) -> None:
+    listed = await execute(client, "FUNCTION", "LIST", "LIBRARYNAME", name, "WITHCODE", **options)
+    if isinstance(listed, dict):  # a cluster answers by node
+        (listed,) = listed.values()
     if not listed:
         try:
-            await execute(client, "FUNCTION", "LOAD", source)
+            await execute(client, "FUNCTION", "LOAD", source, **options)
         except ResponseError as error:
             if "already exists" not in str(error):
                 raise
-            await load_library(client, name, source)  # another process was faster: compare with what it loaded
+            await _load_library(client, name, source, **options)  # another was faster: compare with what it loaded
         return
     fields = dict(zip(listed[0][::2], listed[0][1::2], strict=True))
     if fields[b"library_code"].decode() != source:
@@ -119,10 +150,11 @@ def translate(error: Exception, tenant: str, epoch: int) -> Exception:
 
 
 class ValkeyEventStore:
-    """``EventStore`` over one Valkey server. ``open`` before use."""
+    """``EventStore`` over one Valkey server, with an archive of old events where there is one. ``open`` before use."""
 
-    def __init__(self, client: Redis) -> None:
-        self._client = client
+    def __init__(self, client: Client, archive: Archived | None = None) -> None:
+        self._client, self._archive = client, archive
+        self._is_cluster = isinstance(client, RedisCluster)
 
     async def open(self) -> None:
         """Load the function library and check that the store was created with this layout.
@@ -190,10 +222,11 @@ class ValkeyEventStore:
         try:
             if len(calls) == 1:
                 return [await execute(self._client, *calls[0])]
-            pipeline = self._client.pipeline(transaction=False)
+            pipeline = cast("Any", self._client).pipeline(transaction=None if self._is_cluster else False)
             for call in calls:
                 pipeline.execute_command(*call)
-            return await pipeline.execute(raise_on_error=False)
+            answers: list[Any] = await pipeline.execute(raise_on_error=False)
+            return answers
         except (RedisError, OSError) as error:
             return [error] * len(calls)
 
@@ -218,7 +251,61 @@ class ValkeyEventStore:
     async def read(self, tenant: str, after_position: int, limit: int = 500) -> list[StoredEvent]:
         key = f"{slice_tag(slice_of(tenant))}:log:{tenant}"
         rows = await self._call(tenant, "XRANGE", key, f"{after_position + 1}-0", "+", "COUNT", limit)
-        return [StoredEvent(int(row_id.split(b"-")[0]), fields[b"e"], fields[b"h"]) for row_id, fields in rows]
+        events = [_stored(row) for row in rows]
+        if self._archive is None or (events and events[0].position == after_position + 1):
+            return events
+        head = await self.head(tenant)
+        if head is None or head.position <= after_position:
+            return []
+        older = await self._archive.read(tenant, after_position, limit)
+        if not older:
+            return events  # a gap: whoever checks the chain finds it
+        return older + await self.read(tenant, older[-1].position, limit - len(older)) if len(older) < limit else older
+
+    async def read_stream(self, tenant: str, stream: str, after_version: int, limit: int = 500) -> list[StoredEvent]:
+        tag = slice_tag(slice_of(tenant))
+        first, last = after_version // _CHUNK, (after_version + limit - 1) // _CHUNK
+        fields = [f"{stream}#{number}" for number in range(first, last + 1)]
+        chunks = await self._call(tenant, "HMGET", f"{tag}:streams:{tenant}", *fields)
+        packed = b"".join(chunk or b"" for chunk in chunks)[(after_version - first * _CHUNK) * _POSITION_BYTES :]
+        ends = range(_POSITION_BYTES, min(limit * _POSITION_BYTES, len(packed)) + 1, _POSITION_BYTES)
+        positions = [int.from_bytes(packed[end - _POSITION_BYTES : end], "big") for end in ends]
+        key = f"{tag}:log:{tenant}"
+        calls = [["XRANGE", key, f"{begin}-0", f"{end}-0"] for begin, end in _runs(positions)]
+        events: list[StoredEvent] = []
+        for rows in await self._send(calls) if calls else []:
+            if isinstance(rows, Exception):
+                raise translate(rows, tenant, 0)
+            events += [_stored(row) for row in rows]
+        if self._archive is None or (events and decode_record(events[0].record).version == after_version + 1):
+            return events
+        older = await self._archive.read_stream(tenant, stream, after_version, limit)
+        known = {event.position for event in older}
+        return (older + [event for event in events if event.position not in known])[:limit]
+
+    async def trim(self, tenant: str, through_position: int) -> None:
+        tag = slice_tag(slice_of(tenant))
+        keys = [f"{tag}:{kind}:{tenant}" for kind in ("log", "meta", "streams")]
+        index = await self._call(tenant, "HGETALL", keys[2])
+        old = [
+            field
+            for field, value in index.items()
+            if b"#" in field
+            and len(value) == _CHUNK * _POSITION_BYTES
+            and int.from_bytes(value[-_POSITION_BYTES:], "big") <= through_position
+        ]
+        await self._call(tenant, "FCALL", "tenantry_v1_trim", 3, *keys, tenant, through_position, *old)
+
+    async def load_snapshots(self, tenant: str) -> list[Snapshot]:
+        rows = await self._call(tenant, "HVALS", f"{slice_tag(slice_of(tenant))}:snapshots:{tenant}")
+        return sorted(map(_decode_snapshot, rows), key=lambda kept: kept.position, reverse=True)
+
+    async def save_snapshot(self, tenant: str, snapshot: Snapshot) -> None:
+        key = f"{slice_tag(slice_of(tenant))}:snapshots:{tenant}"
+        await self._call(tenant, "HSET", key, snapshot.position, _encode(snapshot))
+        kept = sorted(map(int, await self._call(tenant, "HKEYS", key)))
+        if old := kept[:-SNAPSHOTS_KEPT]:
+            await self._call(tenant, "HDEL", key, *old)
 
     async def tenants(self, slice_number: int) -> list[str]:
         return sorted(name.decode() for name in await self._call("", "SMEMBERS", f"{slice_tag(slice_number)}:tenants"))
@@ -233,24 +320,40 @@ class ValkeyEventStore:
         return cursors
 
     async def tail(self, cursors: dict[int, str], block_ms: int) -> dict[int, list[Pointer]]:
+        if self._is_cluster:
+            return await self._tail_cluster(cursors, block_ms)
         keys = [f"{slice_tag(number)}:appends" for number in cursors]
         answer = await self._call("", "XREAD", "COUNT", 1000, "BLOCK", block_ms, "STREAMS", *keys, *cursors.values())
-        found: dict[int, list[Pointer]] = {}
-        for key, rows in answer or []:
-            found[int(key[2:5])] = [
-                Pointer(row_id.decode(), fields[b"t"].decode(), int(fields[b"p"])) for row_id, fields in rows
-            ]
-        return found
+        return dict(_pointers(key, rows) for key, rows in answer or [])
+
+    async def _tail_cluster(self, cursors: dict[int, str], block_ms: int) -> dict[int, list[Pointer]]:
+        """Slices lie in different slots there, and one blocking read can't wait for several: ask all, and again."""
+        calls = [
+            ["XREAD", "COUNT", 1000, "STREAMS", f"{slice_tag(number)}:appends", cursor]
+            for number, cursor in cursors.items()
+        ]
+        ends = time.monotonic() + block_ms / 1000
+        while True:
+            found: dict[int, list[Pointer]] = {}
+            for answer in await self._send(calls):
+                if isinstance(answer, Exception):
+                    raise translate(answer, "", 0)
+                found |= dict(_pointers(key, rows) for key, rows in answer or [])
+            if found or time.monotonic() > ends:
+                return found
+            await asyncio.sleep(_CLUSTER_POLL_S)
 
     async def due(self, now_us: int) -> list[str]:
-        pipeline = self._client.pipeline(transaction=False)
-        for number in range(SLICE_COUNT):
-            pipeline.execute_command("ZRANGEBYSCORE", f"{slice_tag(number)}:timers", "-inf", now_us, "LIMIT", 0, 100)
-        try:
-            answers = await pipeline.execute()
-        except (RedisError, OSError) as error:
-            raise translate(error, "", 0) from error
-        return [tenant.decode() for answer in answers for tenant in answer]
+        calls = [
+            ["ZRANGEBYSCORE", f"{slice_tag(number)}:timers", "-inf", now_us, "LIMIT", 0, 100]
+            for number in range(SLICE_COUNT)
+        ]
+        found = []
+        for answer in await self._send(calls):
+            if isinstance(answer, Exception):
+                raise translate(answer, "", 0)
+            found += [tenant.decode() for tenant in answer]
+        return found
 
     async def server_info(self) -> dict[str, str]:
         """The server's version and the settings that durability depends on."""
@@ -270,19 +373,52 @@ class ValkeyEventStore:
 def _append_args(request: Append) -> list[Any]:
     tenant, tag = request.tenant, slice_tag(slice_of(request.tenant))
     args: list[Any] = [
-        "FCALL", "tenantry_v1_append", 6,
-        f"{tag}:log:{tenant}", f"{tag}:meta:{tenant}", f"{tag}:replies:{tenant}",
+        "FCALL", "tenantry_v1_append", 7,
+        f"{tag}:log:{tenant}", f"{tag}:meta:{tenant}", f"{tag}:replies:{tenant}", f"{tag}:streams:{tenant}",
         f"{tag}:timers", f"{tag}:appends", f"{tag}:tenants",
         tenant, request.epoch, request.expected_position, request.previous_hash, request.entries[-1].hash,
         REPLY_TTL_S * 1000, request.status, request.placement,
         "" if request.next_timer_us is None else request.next_timer_us,
-        len(request.commands), len(request.entries),
+        len(request.commands), len(request.entries), 0,
     ]  # fmt: skip
+    streams = len(args) - 1
     for command in request.commands:
         args += (command.command_id, command.body_hash, command.reply)
     for entry in request.entries:
         args += (entry.record, entry.hash)
+    for stream, (version, positions) in _positions(request).items():
+        args[streams] += 1
+        args += (stream, version, positions)
     return args
+
+
+def _positions(request: Append) -> dict[str, tuple[int, bytes]]:
+    """By stream: its version before the append, and where its new events will be, five bytes each."""
+    found: dict[str, tuple[int, bytes]] = {}
+    for position, entry in enumerate(request.entries, request.expected_position + 1):
+        version, positions = found.get(entry.stream, (entry.version - 1, b""))
+        found[entry.stream] = (version, positions + position.to_bytes(_POSITION_BYTES, "big"))
+    return found
+
+
+def _pointers(key: bytes, rows: Sequence[tuple[bytes, dict[bytes, bytes]]]) -> tuple[int, list[Pointer]]:
+    return int(key[2:5]), [Pointer(row.decode(), fields[b"t"].decode(), int(fields[b"p"])) for row, fields in rows]
+
+
+def _stored(row: tuple[bytes, dict[bytes, bytes]]) -> StoredEvent:
+    row_id, fields = row
+    return StoredEvent(int(row_id.split(b"-")[0]), fields[b"e"], fields[b"h"])
+
+
+def _runs(positions: Sequence[int]) -> list[tuple[int, int]]:
+    """Positions as ranges of neighbours: one read for each."""
+    runs: list[tuple[int, int]] = []
+    for position in positions:
+        if runs and position == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], position)
+        else:
+            runs.append((position, position))
+    return runs
 
 
 def _status(raw: bytes) -> TenantStatus:

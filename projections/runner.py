@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from events.bus import Bus, live_subject
@@ -14,7 +13,7 @@ from events.codec import StoredEvent, decode_event, decode_record
 from events.errors import BusUnavailableError, IntegrityError, PlatformError, TransientError
 from events.slices import slice_of
 from events.store import EventStore
-from events.valkey_store import execute, load_library, translate
+from events.valkey_store import Client, execute, load_library, translate
 from projections.model import Add, Projection, Put, checkpoint_key, model_key
 
 log = logging.getLogger(__name__)
@@ -37,7 +36,7 @@ class CheckpointMovedError(TransientError):
 class ReadModels:
     """The read side's Valkey: read models and their checkpoints. ``open`` before use."""
 
-    def __init__(self, client: Redis) -> None:
+    def __init__(self, client: Client) -> None:
         self._client = client
 
     async def open(self) -> None:

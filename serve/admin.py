@@ -10,6 +10,8 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
+from actors.history import state_at
+from actors.tenant import describe
 from events.bus import live_subject, unsubscribe
 from events.codec import StoredEvent, decode_record
 from events.envelope import Ok
@@ -214,8 +216,15 @@ async def list_tenants(services: Svc, after: str = "", limit: Annotated[int, Que
 
 
 @router.get("/tenants/{tenant}")
-async def show_tenant(services: Svc, tenant: str) -> TenantOut:
-    return _tenant_out(await _ask(services, tenant, DescribeTenant()))
+async def show_tenant(
+    services: Svc, tenant: str, at: Annotated[int | None, Query(ge=1, description="A past position of its log")] = None
+) -> TenantOut:
+    """The tenant as it is, or as it was right after the event at a position."""
+    if at is None:
+        return _tenant_out(await _ask(services, tenant, DescribeTenant()))
+    await _head_position(services, tenant)
+    state, time_us = await state_at(services.store, tenant, at)
+    return _tenant_out(Ok(describe(state, tenant, time_us), at))
 
 
 @router.post("/tenants/{tenant}/keys", status_code=201)

@@ -83,12 +83,19 @@ def list_tenants(data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption
         )
 
 
+@app.command("show", hidden=True)
 @tenants.command("show")
 def show_tenant(
-    tenant: TenantArgument, data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False
+    tenant: TenantArgument,
+    at: Annotated[
+        int | None, typer.Option(min=1, help="As it was after the event at this position of its log.")
+    ] = None,
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    as_json: JsonOption = False,
 ) -> None:
-    """Show a tenant's plan, budget and what is open."""
-    _show(AdminClient.find(data_dir).call("GET", f"/tenants/{tenant}"), as_json)
+    """Show a tenant's plan, budget and what is open: now, or at a past position of its log."""
+    query = {} if at is None else {"at": at}
+    _show(AdminClient.find(data_dir).call("GET", f"/tenants/{tenant}", **query), as_json)
 
 
 @tenants.command("budget")

@@ -112,7 +112,7 @@ authorization {{ user: {_quoted(user)}, password: {_quoted(password)} }}
     return ServerSpec("nats", [binary, "-c", str(path)], port, data_dir / "logs" / "nats.log", {path: config})
 
 
-def valkey_spec(data_dir: Path, port: int, password: str) -> ServerSpec:
+def valkey_spec(data_dir: Path, port: int, password: str, more: str = "") -> ServerSpec:
     """Every acknowledged write is on disk; nothing is ever evicted; short logs cost a quarter of the default."""
     directory = data_dir / "valkey"
     config = f"""\
@@ -127,7 +127,7 @@ maxmemory-policy noeviction
 stream-node-max-bytes 1024
 client-output-buffer-limit normal 256mb 64mb 60
 loglevel warning
-"""
+{more}"""
     path = directory / "valkey.conf"
     return ServerSpec(
         "valkey", [str(get_binary_path()), str(path)], port, data_dir / "logs" / "valkey.log", {path: config}

@@ -3,9 +3,10 @@
 import asyncio
 import uuid
 
+import msgspec
 import pytest
 
-from events.codec import GENESIS
+from events.codec import GENESIS, chain
 from events.errors import (
     CommandIdReusedError,
     FencedError,
@@ -14,8 +15,8 @@ from events.errors import (
     WrongExpectedPositionError,
 )
 from events.slices import slice_of
-from events.store import COMMANDS_MAX, EVENTS_MAX, RECORD_BYTES_MAX, Appended, EventStore, Known
-from tests.kit.factories import NOW_US, append_request, entries
+from events.store import COMMANDS_MAX, EVENTS_MAX, RECORD_BYTES_MAX, Append, Appended, EventStore, Known, Snapshot
+from tests.kit.factories import NOW_US, append_request, entries, record, reserved
 
 
 @pytest.fixture
@@ -194,3 +195,51 @@ class EventStoreContract:
             previous = request.entries[-1].hash
         assert refused == 200
         assert len(await store.read(tenant, 0)) == 200
+
+    async def test_a_stream_is_read_by_version_wherever_its_events_lie(self, store: EventStore, tenant: str) -> None:
+        """Three streams grow turn by turn, one of them past the size of an index field."""
+        epoch, position, previous = (await store.claim(tenant)).epoch, 0, GENESIS
+        versions, written = dict.fromkeys(("tenant", "run/1", "run/2"), 0), dict[str, list[bytes]]()
+        for turn in range(60):
+            records = []
+            for stream, count in (("tenant", 5), ("run/1", turn % 3), ("run/2", 1)):
+                for _ in range(count):
+                    versions[stream] += 1
+                    made = record(reserved(f"{stream}-{versions[stream]}"), versions[stream], epoch=epoch)
+                    records.append(msgspec.structs.replace(made, stream=stream))
+            made_entries = chain(previous, records)
+            for entry in made_entries:
+                written.setdefault(entry.stream, []).append(entry.record)
+            await store.append(Append(tenant, epoch, position, previous, made_entries, []))
+            position, previous = position + len(records), made_entries[-1].hash
+        for stream, expected in written.items():
+            found, after = [], 0
+            while page := await store.read_stream(tenant, stream, after, 77):
+                found += [stored.record for stored in page]
+                after += len(page)
+            assert found == expected
+        assert len(written["tenant"]) == 300
+        (last,) = await store.read_stream(tenant, "run/2", 59, 10)
+        assert last.position == position
+        assert await store.read_stream(tenant, "run/2", 60) == []
+        assert await store.read_stream(tenant, "nobody", 0) == []
+
+    @pytest.mark.parametrize("version", [1, 3])
+    async def test_a_gap_or_repeat_in_a_stream_writes_nothing(
+        self, store: EventStore, tenant: str, version: int
+    ) -> None:
+        epoch = (await store.claim(tenant)).epoch
+        first = append_request(tenant, epoch=epoch)
+        await store.append(first)
+        wrong = chain(first.entries[-1].hash, [record(reserved("x"), version, epoch=epoch)])
+        with pytest.raises(WrongExpectedPositionError):
+            await store.append(Append(tenant, epoch, 1, first.entries[-1].hash, wrong, []))
+        assert len(await store.read(tenant, 0)) == 1
+
+    async def test_the_two_newest_snapshots_are_kept(self, store: EventStore, tenant: str) -> None:
+        assert await store.load_snapshots(tenant) == []
+        snapshots = [Snapshot(1, position, bytes(32), b"state %d" % position) for position in (10, 30, 20, 40)]
+        for snapshot in snapshots:
+            await store.save_snapshot(tenant, snapshot)
+        assert [kept.position for kept in await store.load_snapshots(tenant)] == [40, 30]
+        assert (await store.load_snapshots(tenant))[0] == snapshots[3]

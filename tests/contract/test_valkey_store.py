@@ -1,25 +1,22 @@
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
+from events.archive import Archive
 from events.errors import IntegrityError, StoreMismatchError, StoreUnavailableError
 from events.slices import slice_of, slice_tag
 from events.store import Appended, EventStore
 from events.valkey_store import IDENTITY_KEY, ValkeyEventStore, connect, execute, load_library
 from events.verify import verify
+from tests.contract.archiving import ArchivingContract
 from tests.contract.event_store import EventStoreContract, tenant
 from tests.kit.factories import append_request
 from tests.kit.servers import Servers
 
 __all__ = ["tenant"]
-
-
-class TestValkeyEventStore(EventStoreContract):
-    @pytest.fixture
-    def store(self, valkey_store: ValkeyEventStore) -> EventStore:
-        return valkey_store
 
 
 @pytest.fixture
@@ -29,20 +26,30 @@ async def client(servers: Servers) -> AsyncIterator[Redis]:
     await raw.aclose()
 
 
+class TestValkeyEventStore(EventStoreContract, ArchivingContract):
+    @pytest.fixture
+    def archive(self, tmp_path: Path) -> Archive:
+        return Archive(str(tmp_path / "archive"))
+
+    @pytest.fixture
+    async def store(self, valkey_store: ValkeyEventStore, client: Redis, archive: Archive) -> EventStore:
+        return ValkeyEventStore(client, archive)
+
+
 async def test_keys_of_another_slice_or_tenant_are_refused(valkey_store: ValkeyEventStore, client: Redis) -> None:
     """A wrong tag would write where nobody ever reads."""
-    keys = [f"{{s001}}:{kind}:a" for kind in ("log", "meta", "replies")] + [
+    keys = [f"{{s001}}:{kind}:a" for kind in ("log", "meta", "replies", "streams")] + [
         f"{{s001}}:{kind}" for kind in ("timers", "appends", "tenants")
     ]
-    for index in range(6):
+    for index in range(7):
         wrong = [key.replace("s001", "s002") if at == index else key for at, key in enumerate(keys)]
         with pytest.raises(ResponseError, match="WRONGKEY"):
-            await execute(client, "FCALL", "tenantry_v1_append", 6, *wrong, "a")
+            await execute(client, "FCALL", "tenantry_v1_append", 7, *wrong, "a")
     with pytest.raises(ResponseError, match="WRONGKEY"):
-        await execute(client, "FCALL", "tenantry_v1_append", 6, *keys, "b")
+        await execute(client, "FCALL", "tenantry_v1_append", 7, *keys, "b")
 
 
-@pytest.mark.parametrize("kind", ["log", "meta", "replies"])
+@pytest.mark.parametrize("kind", ["log", "meta", "replies", "streams"])
 async def test_a_key_of_the_wrong_type_stops_the_append_before_it_writes(
     valkey_store: ValkeyEventStore, client: Redis, tenant: str, kind: str
 ) -> None:

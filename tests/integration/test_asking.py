@@ -7,12 +7,14 @@ import pytest
 
 from actors import activation
 from actors.shard import Shard
+from actors.tenant import STATE_SCHEMA
 from events.ask import Asker
 from events.bus import Bus, ask_subject
 from events.clock import SystemClock
 from events.envelope import Failed, Refused, decode_reply
 from events.errors import CommandRefusedError
 from events.slices import slice_of, slice_tag
+from events.store import Snapshot
 from events.tenant import (
     CreateTenant,
     DescribeTenant,
@@ -212,3 +214,41 @@ async def test_a_log_that_lost_acknowledged_events_stops_the_tenant(
     with pytest.raises(Exception, match="did not answer"):
         await asker.ask(tenant, reserve("c1"), actor="test", timeout_s=1.0)
     assert shard.tenants == []
+
+
+async def test_an_activation_starts_from_its_snapshot_and_gets_to_the_same_state(
+    asker: Asker, shard: Shard, valkey_store: ValkeyEventStore, new_tenant: NewTenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken by count and at passivation; replay of the whole log agrees with snapshot and rest."""
+    monkeypatch.setattr(activation, "SNAPSHOT_EVERY_EVENTS", 10)
+    tenant = new_tenant()
+    await create(asker, tenant, budget=1000)
+    for number in range(25):
+        await asker.ask(tenant, reserve(f"c{number}"), actor="test")
+    before = await asker.ask(tenant, DescribeTenant(), actor="test")
+    assert [kept.position for kept in await valkey_store.load_snapshots(tenant)] == [20, 10]
+    await shard.release(tenant)
+    assert [kept.position for kept in await valkey_store.load_snapshots(tenant)] == [28, 20]
+    assert await asker.ask(tenant, DescribeTenant(), actor="test") == before
+    await shard.release(tenant)
+    for kept in await valkey_store.load_snapshots(tenant):
+        await valkey_store.save_snapshot(tenant, Snapshot(STATE_SCHEMA + 1, kept.position, kept.hash, kept.state))
+    assert await asker.ask(tenant, DescribeTenant(), actor="test") == before
+
+
+@pytest.mark.parametrize("spoilt", ["another chain", "no state", "a future position"])
+async def test_a_snapshot_that_does_not_fit_the_log_is_ignored(
+    asker: Asker, shard: Shard, valkey_store: ValkeyEventStore, new_tenant: NewTenant, spoilt: str
+) -> None:
+    tenant = new_tenant()
+    await create(asker, tenant, budget=1000)
+    before = await asker.ask(tenant, DescribeTenant(), actor="test")
+    await shard.release(tenant)
+    (good,) = await valkey_store.load_snapshots(tenant)
+    wrong = {
+        "another chain": Snapshot(STATE_SCHEMA, good.position, b"x" * 32, good.state),
+        "no state": Snapshot(STATE_SCHEMA, good.position, good.hash, b"\xc1"),
+        "a future position": Snapshot(STATE_SCHEMA, good.position + 7, good.hash, good.state),
+    }
+    await valkey_store.save_snapshot(tenant, wrong[spoilt])
+    assert await asker.ask(tenant, DescribeTenant(), actor="test") == before

@@ -475,6 +475,18 @@ async def test_the_doctor_finds_everything_in_order_but_ray(world: World) -> Non
     assert found["ray"]["ok"] is False
 
 
+async def test_a_tenant_is_shown_as_it_was_at_any_past_position(world: World) -> None:
+    url = f"/tenants/{world.tenant}"
+    await world.admin.put(f"{url}/budget", json={"limit_usd": "5", "window": "day"})
+    await world.admin.delete(f"{url}/keys/{world.key_id}")
+    shown = [(await world.admin.get(url, params={"at": position})).json() for position in (1, 2, 3, 4)]
+    assert [state["keys_active"] for state in shown] == [0, 1, 1, 0]
+    assert [state["budget"] and state["budget"]["limit_usd"] for state in shown] == [None, None, "5", "5"]
+    assert shown[-1] == (await world.admin.get(url)).json()
+    assert (await world.admin.get(url, params={"at": 5})).status_code == 404
+    assert (await world.admin.get(url, params={"at": 0})).status_code == 400
+
+
 async def test_what_does_not_exist_is_said_in_the_same_shape(world: World) -> None:
     response = await world.admin.get(f"{world.base_url}/v2/nothing")
     assert response.status_code == 404

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from events.bus import Bus
-from events.codec import GENESIS, Record, chain, encode_record
+from events.codec import GENESIS, Record, chain
 from events.slices import slice_of, slice_tag
 from events.store import Append
 from events.tenant import TenantEvent
@@ -34,9 +34,7 @@ async def written(store: ValkeyEventStore, events: list[TenantEvent], tenant: st
     """A tenant whose log ends with these events."""
     name = tenant or f"p{uuid.uuid4().hex[:12]}"
     head = await store.claim(name)
-    records = [
-        encode_record(record(event, head.position + number, epoch=head.epoch)) for number, event in enumerate(events, 1)
-    ]
+    records = [record(event, head.position + number, epoch=head.epoch) for number, event in enumerate(events, 1)]
     previous = head.hash if head.position else GENESIS
     await store.append(Append(name, head.epoch, head.position, previous, chain(previous, records), []))
     return name

@@ -3,7 +3,7 @@
 from typing import Any
 
 from actors.tenant import TENANT_STREAM
-from events.codec import GENESIS, Entry, Record, chain, encode_data, encode_record
+from events.codec import GENESIS, Entry, Record, chain, encode_data
 from events.ids import uuid7
 from events.store import Append, CommandResult
 from events.tenant import CallReserved, CallSettled, KeyIssued, TenantCreated, TenantEvent
@@ -46,9 +46,7 @@ def record(event: TenantEvent, version: int = 1, *, command_id: str = "cmd", epo
 
 def entries(previous: bytes, start: int, count: int, *, epoch: int = 1) -> list[Entry]:
     """``count`` chained entries whose stream versions begin at ``start``."""
-    return chain(
-        previous, [encode_record(record(reserved(f"c{n}"), n, epoch=epoch)) for n in range(start, start + count)]
-    )
+    return chain(previous, [record(reserved(f"c{n}"), n, epoch=epoch) for n in range(start, start + count)])
 
 
 def append_request(

@@ -1,0 +1,24 @@
+"""A tenant as it was: the log folded up to a position."""
+
+from actors.tenant import Tenant, evolve
+from events.codec import decode_event, decode_record
+from events.errors import NotFoundError
+from events.store import EventStore
+
+
+async def state_at(store: EventStore, tenant: str, position: int) -> tuple[Tenant, int]:
+    """The state after the event at ``position``, and that event's time in microseconds.
+
+    Raises:
+        NotFoundError: The log does not reach that position.
+    """
+    state, at, time_us = Tenant(), 0, 0
+    while at < position:
+        page = await store.read(tenant, at, min(500, position - at))
+        if not page:
+            raise NotFoundError("position", str(position))
+        for stored in page:
+            record = decode_record(stored.record)
+            state = evolve(state, decode_event(record.data))
+            at, time_us = stored.position, record.time_us
+    return state, time_us

@@ -1,0 +1,79 @@
+"""The same promises on a real three-node cluster: slices spread over the nodes, all keys of a call in one slot."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from events.archive import Archive
+from events.slices import SLICE_COUNT, slice_tag
+from events.store import EventStore
+from events.valkey_store import CLUSTER_SCHEME, ValkeyEventStore, connect, execute
+from serve.edge import free_ports
+from serve.local_servers import LocalServer, valkey_spec
+from tests.contract.archiving import ArchivingContract
+from tests.contract.event_store import EventStoreContract, tenant
+
+__all__ = ["tenant"]
+
+NODES, SLOTS = 3, 16_384
+PASSWORD = "cluster-password"
+
+
+async def form_cluster(ports: list[int]) -> None:
+    """Give each node its third of the slots, introduce them, and wait until they all agree."""
+    clients = [connect(f"redis://:{PASSWORD}@127.0.0.1:{port}") for port in ports]
+    bounds = [SLOTS * number // NODES for number in range(NODES + 1)]
+    for number, client in enumerate(clients):
+        await execute(client, "CLUSTER", "ADDSLOTSRANGE", bounds[number], bounds[number + 1] - 1)
+        if number:
+            bus = (await execute(clients[0], "CONFIG", "GET", "cluster-port"))[1]
+            await execute(client, "CLUSTER", "MEET", "127.0.0.1", ports[0], int(bus))
+    async with asyncio.timeout(30):
+        for client in clients:
+            while not _agrees(str(await execute(client, "CLUSTER", "INFO"))):
+                await asyncio.sleep(0.05)  # noqa: ASYNC110 - nodes gossip; there is nothing to wait on but their word
+            await client.aclose()
+
+
+def _agrees(info: str) -> bool:
+    return "cluster_state:ok" in info and f"cluster_known_nodes:{NODES}" in info
+
+
+@pytest.fixture(scope="module")
+def cluster_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    directory = tmp_path_factory.mktemp("cluster")
+    ports = free_ports(2 * NODES)
+    with ExitStack() as stack:
+        for number in range(NODES):
+            more = f"cluster-enabled yes\ncluster-port {ports[NODES + number]}\nmasterauth {PASSWORD}\n"
+            server = LocalServer(valkey_spec(directory / str(number), ports[number], PASSWORD, more))
+            server.start()
+            stack.callback(server.stop)
+            server.wait_ready()
+        asyncio.run(form_cluster(ports[:NODES]))
+        yield f"{CLUSTER_SCHEME}://:{PASSWORD}@127.0.0.1:{ports[0]}"
+
+
+class TestValkeyCluster(EventStoreContract, ArchivingContract):
+    @pytest.fixture
+    def archive(self, tmp_path: Path) -> Archive:
+        return Archive(str(tmp_path / "archive"))
+
+    @pytest.fixture
+    async def store(self, cluster_url: str, archive: Archive) -> AsyncIterator[EventStore]:
+        opened = ValkeyEventStore(connect(cluster_url), archive)
+        await opened.open()
+        yield opened
+        await opened.close()
+
+
+async def test_slices_are_spread_over_all_nodes(cluster_url: str) -> None:
+    client = connect(cluster_url)
+    await client.initialize()
+    slots = [client.keyslot(f"{slice_tag(number)}:log:x") for number in range(SLICE_COUNT)]  # type: ignore[union-attr]
+    per_node = [sum(slot * NODES // SLOTS == node for slot in slots) for node in range(NODES)]
+    assert min(per_node) > SLICE_COUNT // 6
+    await client.aclose()
