@@ -37,11 +37,12 @@ from events.errors import (
     PlatformError,
     Refusal,
     StoreUnavailableError,
+    TenantClosedError,
     TooLargeError,
     WrongExpectedPositionError,
 )
-from events.store import Append, Appended, CommandResult, EventStore, Head, Known, Snapshot
-from events.tenant import TenantCommand, TenantEvent, decode_command
+from events.store import Append, Appended, CommandResult, EventStore, Head, Known, Placement, Snapshot
+from events.tenant import ExpireReservations, TenantCommand, TenantEvent, decode_command
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,8 @@ SNAPSHOT_EVERY_EVENTS = 1_000  # bounds what an activation must replay to some m
 COMMAND_ID_MAX = 128
 # A refusal or a read writes nothing, so nothing fences it: it is given only on ownership proven this recently.
 OWNERSHIP_TRUSTED_S = 1.0
+# A store that is away for longer is reported to the callers instead of waited for.
+STORE_PATIENCE_S = 15.0
 _RETRY_FIRST_S, _RETRY_MAX_S = 0.05, 1.0
 
 Respond = Callable[[str, bytes], Awaitable[None]]  # subject to reply to, encoded reply
@@ -87,7 +90,11 @@ _decode_folded = msgspec.msgpack.Decoder(Folded).decode
 
 
 class Activation:
-    """One tenant, served by this process under one epoch. ``on_end`` is called once, when the tenant is let go."""
+    """One tenant, served by this process under one epoch.
+
+    ``on_end`` is called once, when the tenant is let go; ``on_misplaced`` when its plan wants another kind of shard than
+    the one it ``serves`` from.
+    """
 
     def __init__(
         self,
@@ -96,11 +103,14 @@ class Activation:
         committer: Committer,
         clock: Clock,
         respond: Respond,
-        on_end: Callable[[str], None],
+        on_end: Callable[["Activation"], None],
+        serves: Placement,
+        on_misplaced: Callable[["Activation"], None],
     ) -> None:
         self.tenant = tenant
         self._store, self._committer, self._clock = store, committer, clock
         self._respond, self._on_end = respond, on_end
+        self._serves, self._on_misplaced = serves, on_misplaced
         self._mailbox: deque[tuple[bytes, str]] = deque()
         self._running: asyncio.Task[None] | None = None
         self._ended = False
@@ -120,15 +130,25 @@ class Activation:
         return self._position
 
     @property
-    def is_idle(self) -> bool:
-        return self._running is None and not self._mailbox
+    def has_ended(self) -> bool:
+        return self._ended
 
     async def start(self) -> None:
-        """Claim a new epoch, then replay the log. Nothing may be delivered before this returns."""
+        """Claim a new epoch, then replay the log. Nothing may be delivered before this returns.
+
+        Raises:
+            TenantClosedError: The tenant was halted; a person has to look.
+            IntegrityError: The log is not what the store says it is.
+        """
+        asked_at = time.monotonic()
         head = await self._store.claim(self.tenant)
-        self._epoch, self._owned_at = head.epoch, time.monotonic()
+        self._epoch, self._owned_at = head.epoch, asked_at
+        if head.status != "active":
+            raise TenantClosedError(f"tenant {self.tenant!r} is {head.status}: `tenantry verify` says why")
         await self._load_snapshot(head)
         await self._catch_up()
+        if self._position < head.position or (self._position == head.position and self._head != head.hash):
+            raise ChainBrokenError(self.tenant, self._position + 1, f"the store says that {head.position} are there")
 
     async def _load_snapshot(self, head: Head) -> None:
         """Begin the replay at the newest snapshot that fits the log; at the first event where none does."""
@@ -161,13 +181,14 @@ class Activation:
             log.warning("tenant.snapshot_lost tenant=%s position=%s: %s", self.tenant, snapshot.position, error)
 
     def deliver(self, data: bytes, reply_to: str) -> None:
-        """Put a command into the mailbox; a full mailbox answers at once."""
+        """Put a command into the mailbox; a full mailbox answers at once, as long as it is surely the owner's."""
         if self._ended:
             return
         if len(self._mailbox) >= MAILBOX_MAX:
-            refusal = reply_for(OverloadedError(self.tenant, len(self._mailbox)))
-            task = asyncio.ensure_future(self._respond(reply_to, encode(refusal)))
-            task.add_done_callback(_log_failure)
+            if self._surely_owns:
+                refusal = reply_for(OverloadedError(self.tenant, len(self._mailbox)))
+                task = asyncio.ensure_future(self._respond(reply_to, encode(refusal)))
+                task.add_done_callback(_log_failure)
             return
         self._mailbox.append((data, reply_to))
         if self._running is None:
@@ -183,7 +204,7 @@ class Activation:
         if not self._ended:
             self._ended = True
             self._mailbox.clear()
-            self._on_end(self.tenant)
+            self._on_end(self)
 
     async def _run(self) -> None:
         try:
@@ -192,11 +213,18 @@ class Activation:
                 await self._turn([self._mailbox.popleft() for _ in range(count)])
                 if self._position - self._snapshot_position >= SNAPSHOT_EVERY_EVENTS:
                     await self.save_snapshot()
+                if self._state.exists and self._state.placement != self._serves:
+                    self._on_misplaced(self)
         except FencedError as error:
             log.warning("tenant.fenced tenant=%s epoch=%s: %s", self.tenant, self._epoch, error)
             self.end()
-        except IntegrityError:
-            log.exception("tenant.stopped tenant=%s position=%s", self.tenant, self._position)
+        except StoreUnavailableError as error:
+            # whether the last append happened is unknown; the next activation reads it from the log
+            log.warning("tenant.store_away tenant=%s position=%s: %s", self.tenant, self._position, error)
+            self.end()
+        except IntegrityError as error:
+            log.exception("tenant.halted tenant=%s position=%s", self.tenant, self._position)
+            await self._halt(error)
             self.end()
         except Exception:
             # a defect: the state may be half a turn ahead of the log, so it is thrown away and replayed
@@ -205,17 +233,42 @@ class Activation:
         finally:
             self._running = None
 
+    async def _halt(self, error: IntegrityError) -> None:
+        """So that the next activation doesn't fork the log either."""
+        try:
+            await self._store.halt(self.tenant, self._epoch, str(error))
+        except PlatformError as failure:
+            log.warning("tenant.halt_failed tenant=%s: %s", self.tenant, failure)
+
     async def _turn(self, messages: Sequence[tuple[bytes, str]]) -> None:
         waiting = [request for data, reply_to in messages if (request := await self._open(data, reply_to))]
+        await self._serve(waiting)
+
+    async def _serve(self, waiting: Sequence[Request]) -> None:
         while waiting and not self._ended:
             draft = self._decide_all(waiting)
-            known = await self._commit(draft)
+            try:
+                known = await self._commit(draft)
+            except TooLargeError as error:
+                await self._serve_in_parts(waiting, error)
+                return
             if known is None:
                 for reply_to, reply in draft.replies:
                     await self._send(reply_to, encode(reply))
                 await self._answer_unfenced(draft.unfenced)
                 return
             waiting = await self._answer_known(waiting, known)
+
+    async def _serve_in_parts(self, waiting: Sequence[Request], error: TooLargeError) -> None:
+        """Too much for one append, and nothing of it was written: smaller turns, and a refusal for one that is too large
+        by itself.
+        """
+        if len(waiting) == 1:
+            await self._send(waiting[0].reply_to, encode(reply_for(error)))
+            return
+        middle = len(waiting) // 2
+        await self._serve(waiting[:middle])
+        await self._serve(waiting[middle:])
 
     async def _open(self, data: bytes, reply_to: str) -> Request | None:
         """The message as a request; None where it was answered or dropped already."""
@@ -293,8 +346,10 @@ class Activation:
             data=encode_data(event),
         )
 
-    async def _commit(self, draft: Draft) -> Known | None:
-        """Write the draft and make it the state. Known: nothing of it was written, some of it had been before."""
+    async def _commit(self, draft: Draft) -> Sequence[str] | None:
+        """Write the draft and make it the state. A list: nothing was written, because these command ids were answered
+        before (empty: the log has more than we knew).
+        """
         if not draft.records:
             return None
         timer_us = draft.state.next_timer_us
@@ -309,31 +364,40 @@ class Activation:
             next_timer_us=None if timer_us == self._timer_us else timer_us,
         )
         outcome = await self._append_until_known(request)
-        if isinstance(outcome, Known):
+        if not isinstance(outcome, Appended):
             return outcome
         self._state, self._versions = draft.state, draft.versions
         self._position, self._head = outcome.last_position, request.entries[-1].hash
-        self._timer_us, self._owned_at = timer_us, time.monotonic()
+        self._timer_us = timer_us
         return None
 
-    async def _append_until_known(self, request: Append) -> Appended | Known:
+    async def _append_until_known(self, request: Append) -> Appended | Sequence[str]:
         """While the store is away nobody knows whether the append happened, so the tenant can do nothing but repeat it:
         the command ids in it make that harmless.
+
+        Raises:
+            StoreUnavailableError: It stayed away. Then the tenant is let go, so that callers are told.
         """
-        delay_s = _RETRY_FIRST_S
+        delay_s, gives_up_at = _RETRY_FIRST_S, time.monotonic() + STORE_PATIENCE_S
         while True:
+            asked_at = time.monotonic()
             try:
-                return await self._committer.append(request)
+                outcome = await self._committer.append(request)
             except StoreUnavailableError as error:
+                if time.monotonic() > gives_up_at:
+                    raise
                 log.warning("tenant.append_retried tenant=%s in_s=%s: %s", self.tenant, delay_s, error)
             except WrongExpectedPositionError as error:
                 return await self._explain_position(error)
             except CommandIdReusedError as error:
-                return Known({error.command_id: encode(reply_for(error))})
+                return [error.command_id]
+            else:
+                self._owned_at = asked_at  # not later: ownership is known for the time of asking
+                return list(outcome.replies) if isinstance(outcome, Known) else outcome
             await asyncio.sleep(delay_s)  # back-off: the only way to learn that the store is back is to ask it
             delay_s = min(delay_s * 2, _RETRY_MAX_S)
 
-    async def _explain_position(self, error: WrongExpectedPositionError) -> Known:
+    async def _explain_position(self, error: WrongExpectedPositionError) -> Sequence[str]:
         """Ours alone is the epoch, so the log can only hold more than we know (an append of ours whose answer got lost).
         A log that holds less has lost what was acknowledged: stop, rather than fork it.
         """
@@ -341,18 +405,19 @@ class Activation:
         await self._catch_up()
         if self._position == before:
             raise IntegrityError(f"the store has lost acknowledged events: {error}; restore it before going on")
-        return Known({})
+        return []
 
-    async def _answer_known(self, requests: Sequence[Request], known: Known) -> list[Request]:
+    async def _answer_known(self, requests: Sequence[Request], command_ids: Sequence[str]) -> list[Request]:
         """Answer what the log answered before; return what is still to be decided, on the caught-up state."""
         await self._catch_up()
+        stored = await self._store.replies(self.tenant, command_ids) if command_ids else {}
         undecided = []
         for request in requests:
-            reply = known.replies.get(request.envelope.command_id)
-            if reply is None or is_query(request.command):
+            before = None if is_query(request.command) else stored.get(request.envelope.command_id)
+            if before is None:
                 undecided.append(request)
             else:
-                await self._send(request.reply_to, reply)
+                await self._send(request.reply_to, _first_answer(before, request))
         return undecided
 
     async def _answer_unfenced(self, unfenced: Sequence[tuple[Request, Reply]]) -> None:
@@ -363,22 +428,22 @@ class Activation:
         try:
             stored = await self._store.replies(self.tenant, commands) if commands else {}
             await self._prove_ownership()
+            if any(isinstance(request.command, ExpireReservations) for request, _ in unfenced):
+                # nothing was due after all: without this the tenant would be woken for it every second
+                await self._store.set_timer(self.tenant, self._state.next_timer_us)
         except StoreUnavailableError as error:
-            for request, _ in unfenced:
-                await self._send(request.reply_to, encode(reply_for(error)))
-            return
+            log.warning("tenant.unanswered tenant=%s requests=%s: %s", self.tenant, len(unfenced), error)
+            return  # who can't prove to be the owner says nothing; they ask again
         for request, reply in unfenced:
-            before = stored.get(request.envelope.command_id)
-            if before is None:
-                await self._send(request.reply_to, encode(reply))
-            elif before.body_hash == request.body_hash:
-                await self._send(request.reply_to, before.reply)
-            else:
-                reuse = CommandIdReusedError(request.envelope.command_id)
-                await self._send(request.reply_to, encode(reply_for(reuse)))
+            before = None if is_query(request.command) else stored.get(request.envelope.command_id)
+            await self._send(request.reply_to, encode(reply) if before is None else _first_answer(before, request))
+
+    @property
+    def _surely_owns(self) -> bool:
+        return time.monotonic() - self._owned_at < OWNERSHIP_TRUSTED_S
 
     async def _prove_ownership(self) -> None:
-        if time.monotonic() - self._owned_at < OWNERSHIP_TRUSTED_S:
+        if self._surely_owns:
             return
         asked_at = time.monotonic()
         await self._store.check(self.tenant, self._epoch)
@@ -395,6 +460,7 @@ class Activation:
                 self._state = evolve(self._state, decode_event(record.data))
                 self._versions[record.stream] = record.version
                 self._position, self._head = stored.position, stored.hash
+                self._timer_us = -1  # set by an append whose answer never came, or by another activation
             if len(page) < page_size:
                 return
 
@@ -410,3 +476,10 @@ class Activation:
 def _log_failure(task: asyncio.Future[None]) -> None:
     if not task.cancelled() and (error := task.exception()):
         log.warning("tenant.reply_lost: %s", error)
+
+
+def _first_answer(before: CommandResult, request: Request) -> bytes:
+    """The stored reply of a command, for its repeat; a refusal for another command under its id."""
+    if before.body_hash == request.body_hash:
+        return before.reply
+    return encode(reply_for(CommandIdReusedError(request.envelope.command_id)))

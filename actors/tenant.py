@@ -48,6 +48,7 @@ from events.tenant import (
 
 TENANT_STREAM = "tenant"
 STATE_SCHEMA = 1  # raise it whenever Tenant changes: older snapshots are then replayed instead of misread
+_EXPIRED_AT_ONCE_MAX = 500
 _RESERVATION_TTL_US_MAX = 24 * 3600 * 1_000_000
 
 
@@ -183,8 +184,9 @@ def _reserve(state: Tenant, command: ReserveCall, now_us: int) -> list[TenantEve
         raise InvalidCommandError("a reservation needs a cost of 0 or more and a TTL of up to 24 h")
     start_us = state.window_start_us
     if state.budget is not None:
-        start_us = window_start_us(state.budget.window, now_us)
-        spent = state.spent_nano_usd if start_us <= state.window_start_us else 0
+        # never back into a window that is over, whatever the clock says
+        start_us = max(window_start_us(state.budget.window, now_us), state.window_start_us)
+        spent = state.spent_nano_usd if start_us == state.window_start_us else 0
         left = state.budget.limit_nano_usd - spent - state.reserved_nano_usd
         if command.cost_max_nano_usd > left:
             raise BudgetExceededError(command.cost_max_nano_usd, max(left, 0), state.budget.window)
@@ -221,11 +223,13 @@ def _settle(state: Tenant, command: SettleCall) -> list[TenantEvent]:
 
 
 def _expire(state: Tenant, now_us: int) -> list[TenantEvent]:
-    return [
+    """As many as fit into one append; the timer stays due for the rest."""
+    expired: list[TenantEvent] = [
         ReservationExpired(reservation_id, held.key_id, held.model, held.cost_max_nano_usd)
         for reservation_id, held in state.reservations.items()
         if held.expires_us <= now_us
     ]
+    return expired[:_EXPIRED_AT_ONCE_MAX]
 
 
 def evolve(state: Tenant, event: TenantEvent) -> Tenant:

@@ -5,13 +5,14 @@ import asyncio
 from actors.shard import Shard
 from events.clock import SystemClock
 from events.process import Connect
+from events.store import Placement
 
 
 class TenantActor:
     """Hosts one tenant (silo) or many (pool). Async: calls interleave at every await, turns are locked per tenant."""
 
-    def __init__(self, name: str, connect: Connect) -> None:
-        self._name, self._connect = name, connect
+    def __init__(self, name: str, serves: Placement, connect: Connect) -> None:
+        self._name, self._serves, self._connect = name, serves, connect
         self._opening: asyncio.Task[Shard] | None = None
 
     async def _shard(self) -> Shard:
@@ -22,18 +23,8 @@ class TenantActor:
 
     async def _open(self) -> Shard:
         connections = await self._connect(f"shard-{self._name}")
-        return Shard(self._name, connections.store, connections.bus, SystemClock())
+        return Shard(self._name, self._serves, connections.store, connections.bus, SystemClock())
 
     async def host(self, tenant: str) -> None:
         """Serve ``tenant`` from here; returns when it listens. Safe to repeat."""
         await (await self._shard()).host(tenant)
-
-    async def release(self, tenant: str) -> None:
-        """Finish what the tenant has accepted, then let it go. Safe to repeat."""
-        await (await self._shard()).release(tenant)
-
-    async def tenants(self) -> list[str]:
-        return (await self._shard()).tenants
-
-    async def drain(self) -> None:
-        await (await self._shard()).close()

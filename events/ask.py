@@ -7,15 +7,15 @@ import msgspec
 
 from events.bus import ACTIVATE, Bus, NoOneListensError, ask_subject
 from events.clock import Clock, SystemClock
-from events.envelope import Envelope, Failed, Ok, Refused, decode_reply, encode
+from events.envelope import Envelope, Failed, Ok, Refused, Reply, decode_reply, encode
 from events.errors import (
     BusUnavailableError,
     CommandFailedError,
     CommandRefusedError,
     NotServedError,
     OutcomeUnknownError,
+    OverloadedError,
     PlatformError,
-    StoreUnavailableError,
     TransientError,
 )
 from events.ids import IdSource, system_ids
@@ -24,7 +24,9 @@ from events.tenant import Command
 ASK_TIMEOUT_S = 10.0
 # An actor that was killed took its unanswered asks along: ask again, the command id makes that harmless.
 _ATTEMPT_TIMEOUT_S = 2.0
-_ACTIVATION_RETRY_S = 0.1
+_ACTIVATION_TIMEOUT_S = 9.0  # longer than the supervisor itself tries
+_RETRY_S = 0.1
+_INCONCLUSIVE = (OverloadedError.code,)
 
 
 class Asker:
@@ -50,8 +52,9 @@ class Asker:
         Raises:
             CommandRefusedError: The tenant said no; nothing was written.
             CommandFailedError: The tenant could not; nothing was written.
-            NotServedError, BusUnavailableError: It was not delivered.
-            OutcomeUnknownError: Delivered, but no answer in time. Repeat with the same ``command_id``.
+            NotServedError, StoreUnavailableError, BusUnavailableError: Surely not done.
+            OutcomeUnknownError: Delivered at least once, and no answer that settles it. Repeat with the same
+                ``command_id``.
         """
         identity = command_id or self.new_id()
         envelope = Envelope(
@@ -63,46 +66,52 @@ class Asker:
             causation_id="",
             body=msgspec.Raw(encode(command)),
         )
-        match decode_reply(await self._deliver(tenant, identity, encode(envelope), timeout_s)):
-            case Ok() as ok:
-                return ok
-            case Refused(code, message, retry_after_s):
-                raise CommandRefusedError(code, message, retry_after_s)
-            case Failed(code, message) if code == StoreUnavailableError.code:
-                raise StoreUnavailableError(message)
-            case Failed(code, message):
-                raise CommandFailedError(code, message)
+        return await self._deliver(tenant, identity, encode(envelope), timeout_s)
 
-    async def _deliver(self, tenant: str, command_id: str, data: bytes, timeout_s: float) -> bytes:
-        ends = time.monotonic() + timeout_s
+    async def _deliver(self, tenant: str, command_id: str, data: bytes, timeout_s: float) -> Ok:
+        """Ask until there is an answer. Once an attempt got none, it may still be carried out, so from then on only an
+        answer from the log itself counts: a mailbox that is full now was perhaps not full then.
+        """
+        ends, is_open = time.monotonic() + timeout_s, False
         problem: PlatformError = NotServedError(tenant, "no time was left to ask")
         while (left_s := ends - time.monotonic()) > 0:
             try:
-                return await self._bus.request(ask_subject(tenant), data, min(left_s, _ATTEMPT_TIMEOUT_S))
+                data_back = await self._bus.request(ask_subject(tenant), data, min(left_s, _ATTEMPT_TIMEOUT_S))
+                return _result(decode_reply(data_back))
             except NoOneListensError:
-                if not isinstance(problem, OutcomeUnknownError):
-                    problem = NotServedError(tenant, "activation did not end in time")
-                await self._activate(tenant, ends)
+                problem = await self._activate(tenant, ends)
+                continue
             except TimeoutError:
-                problem = OutcomeUnknownError(tenant, command_id)
+                is_open = True
+                continue
+            except CommandRefusedError as refusal:
+                if not (is_open and refusal.code in _INCONCLUSIVE):
+                    raise
+            except TransientError as error:
+                problem = error
+            await asyncio.sleep(_RETRY_S)  # back-off; only asking again tells
+        if is_open:
+            raise OutcomeUnknownError(tenant, command_id)
         raise problem
 
-    async def _activate(self, tenant: str, ends: float) -> None:
-        """Returns when the supervisor says the tenant is served, or to be asked again after a moment."""
-        left_s = ends - time.monotonic()
-        if left_s <= 0:
-            return
+    async def _activate(self, tenant: str, ends: float) -> PlatformError:
+        """Have the tenant activated. What to say in case there is no time left to ask it again."""
+        left_s = max(0.01, ends - time.monotonic())
         try:
-            answer = await self._bus.request(ACTIVATE, tenant.encode(), left_s)
-        except (NoOneListensError, TimeoutError):  # the supervisor itself is being restarted
-            await asyncio.sleep(_ACTIVATION_RETRY_S)
-            return
+            answer = await self._bus.request(ACTIVATE, tenant.encode(), min(left_s, _ACTIVATION_TIMEOUT_S))
+        except (NoOneListensError, TimeoutError, BusUnavailableError):  # the supervisor itself is being restarted
+            await asyncio.sleep(_RETRY_S)
+            return NotServedError(tenant, "nobody could activate it")
         if answer:
-            raise NotServedError(tenant, answer.decode())
+            await asyncio.sleep(_RETRY_S)
+        return NotServedError(tenant, answer.decode() or "it did not answer in time")
 
 
-def retry_after_s(error: PlatformError) -> float | None:
-    """When to try again, for errors where trying again can help."""
-    if isinstance(error, CommandRefusedError):
-        return error.retry_after_s
-    return 1.0 if isinstance(error, TransientError | BusUnavailableError) else None
+def _result(reply: Reply) -> Ok:
+    match reply:
+        case Ok() as ok:
+            return ok
+        case Refused(code, message, retry_after_s):
+            raise CommandRefusedError(code, message, retry_after_s)
+        case Failed(code, message):
+            raise CommandFailedError(code, message)

@@ -26,6 +26,7 @@ ACTIVATE = "supervisor.activate"
 KEYS_REVOKED = "keys.revoked"
 WATCHDOG_PERIOD_S = 5.0
 _WATCHDOG_MISSES = 2
+_CONNECT_TIMEOUT_S = 5.0
 
 Handler = Callable[[bytes, str], None]  # data, subject to reply to ("" where no reply is wanted)
 
@@ -48,6 +49,7 @@ class Bus:
     def __init__(self, client: Client, on_lost: Callable[[], None]) -> None:
         self._client = client
         self._on_lost = on_lost
+        self._closing = False
         self._watchdog = asyncio.create_task(self._watch(), name="bus-watchdog")
 
     @classmethod
@@ -58,27 +60,37 @@ class Bus:
             # awaited inline by nats-py's read loop: an exception here would kill the loop
             log.warning("bus.error name=%s error=%r", name, error)
 
+        async def closed() -> None:
+            if bus is not None and not bus._closing:  # for good, after an error that nats-py does not reconnect from
+                log.error("bus.closed name=%s", name)
+                bus._on_lost()
+
+        bus: Self | None = None
         try:
-            client = await nats.connect(
-                url,
-                name=name,
-                error_cb=report,
-                connect_timeout=5,
-                allow_reconnect=True,
-                max_reconnect_attempts=-1,
-                reconnect_time_wait=0.2,
-                ping_interval=5,
-                max_outstanding_pings=2,
-            )
-        except (NatsError, OSError) as error:
-            raise BusUnavailableError(f"NATS at {_without_password(url)}: {error}") from error
-        return cls(client, on_lost)
+            async with asyncio.timeout(_CONNECT_TIMEOUT_S):  # nats-py itself would try for ever, as asked to later on
+                client = await nats.connect(
+                    url,
+                    name=name,
+                    error_cb=report,
+                    closed_cb=closed,
+                    connect_timeout=5,
+                    allow_reconnect=True,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=0.2,
+                    ping_interval=5,
+                    max_outstanding_pings=2,
+                )
+        except (NatsError, OSError, TimeoutError) as error:
+            detail = str(error) or "no answer, or a wrong password"
+            raise BusUnavailableError(f"NATS at {_without_password(url)}: {detail}") from error
+        bus = cls(client, on_lost)
+        return bus
 
     async def _watch(self) -> None:
         """An unexpected exception ends nats-py's read loop without a reconnect: the client stays "connected" and deaf."""
         misses = 0
         while misses < _WATCHDOG_MISSES:
-            await asyncio.sleep(WATCHDOG_PERIOD_S)
+            await asyncio.sleep(WATCHDOG_PERIOD_S)  # the watchdog's own beat
             if not self._client.is_connected:  # nats-py knows and is reconnecting
                 misses = 0
                 continue
@@ -107,14 +119,14 @@ class Bus:
             raise NoOneListensError(subject) from error
         except NatsTimeoutError as error:
             raise TimeoutError(subject) from error
-        except NatsError as error:
+        except (NatsError, OSError) as error:
             raise BusUnavailableError(f"{type(error).__name__}: {error}") from error
 
     async def publish(self, subject: str, data: bytes) -> None:
         """Best effort: a success says that the bytes are on their way, not that anybody got them."""
         try:
             await self._client.publish(subject, data)
-        except NatsError as error:
+        except (NatsError, OSError) as error:
             raise BusUnavailableError(f"{type(error).__name__}: {error}") from error
 
     async def subscribe(self, subject: str, handler: Handler) -> Subscription:
@@ -126,21 +138,29 @@ class Bus:
             except Exception:
                 log.exception("bus.handler_failed subject=%s", subject)
 
-        subscription = await self._client.subscribe(subject, cb=on_message)
-        await self._client.flush()  # only now does the server know of it
+        try:
+            subscription = await self._client.subscribe(subject, cb=on_message)
+        except (NatsError, OSError) as error:
+            raise BusUnavailableError(f"{type(error).__name__}: {error}") from error
+        try:
+            await self._client.flush()  # only now does the server know of it
+        except (NatsError, OSError) as error:
+            await unsubscribe(subscription)  # or it would come alive at the next reconnect, with nobody behind it
+            raise BusUnavailableError(f"{type(error).__name__}: {error}") from error
         return subscription
 
     async def close(self) -> None:
+        self._closing = True
         self._watchdog.cancel()
-        if self._client.is_connected:
-            with contextlib.suppress(NatsError, TimeoutError):  # leaving anyway
+        with contextlib.suppress(NatsError, OSError, TimeoutError):  # leaving anyway
+            if self._client.is_connected:
                 await self._client.flush(timeout=2)
-        await self._client.close()
+            await self._client.close()
 
 
 async def unsubscribe(subscription: Subscription) -> None:
     """Leaving a subject can only fail where the connection is gone, and then nobody listens there any more."""
-    with contextlib.suppress(NatsError):
+    with contextlib.suppress(NatsError, OSError):
         await subscription.unsubscribe()
 
 

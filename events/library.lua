@@ -120,7 +120,19 @@ local function append(keys, args)
   return {1, position + 1, last}
 end
 
--- KEYS log meta (the log only for its tag) -> {epoch, position, head, status, placement}
+-- KEYS meta timers; ARGV tenant, epoch, reason
+local function halt(keys, args)
+  local tag = string.match(keys[1], '^({s%d%d%d}):meta:')
+  if not tag or keys[1] ~= tag .. ':meta:' .. args[1] or keys[2] ~= tag .. ':timers' then
+    return fail('WRONGKEY', keys[1])
+  end
+  if redis.call('HGET', keys[1], 'epoch') ~= args[2] then return 0 end
+  redis.call('HSET', keys[1], 'status', 'halted', 'halted_because', args[3])
+  redis.call('ZREM', keys[2], args[1])
+  return 1
+end
+
+-- KEYS meta -> {epoch, position, head, status, placement}
 local function claim(keys, args)
   local tag = string.match(keys[1], '^({s%d%d%d}):meta:')
   if not tag or keys[1] ~= tag .. ':meta:' .. args[1] then return fail('WRONGKEY', keys[1]) end
@@ -142,6 +154,7 @@ local function trim(keys, args)
   return dropped
 end
 
+redis.register_function('tenantry_v1_halt', halt)
 redis.register_function('tenantry_v1_trim', trim)
 redis.register_function('tenantry_v1_append', append)
 redis.register_function('tenantry_v1_claim', claim)

@@ -185,3 +185,18 @@ class MemoryEventStore:
 
     async def due(self, now_us: int) -> list[str]:
         return [tenant for tenant, timer_us in self._timers.items() if timer_us <= now_us]
+
+    async def set_timer(self, tenant: str, timer_us: int) -> None:
+        if timer_us:
+            self._timers[tenant] = timer_us
+        else:
+            self._timers.pop(tenant, None)
+
+    async def halt(self, tenant: str, epoch: int, reason: str) -> None:
+        head = self._heads.get(tenant)
+        if head is not None and head.epoch == epoch:
+            self._heads[tenant] = msgspec.structs.replace(head, status="halted")
+            self._timers.pop(tenant, None)
+
+    async def resume(self, tenant: str) -> None:
+        self._heads[tenant] = msgspec.structs.replace(self._heads[tenant], status="active")

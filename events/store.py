@@ -12,7 +12,7 @@ import msgspec
 from events.codec import Entry, StoredEvent
 from events.errors import TooLargeError
 
-REPLY_TTL_S = 48 * 3600  # twice the age at which a command is refused, so no duplicate outlives its record
+REPLY_TTL_S = 48 * 3600  # for how long a repeated command gets its first answer
 COMMANDS_MAX = 512
 EVENTS_MAX = 2_048  # the append function is one step for the whole server: keep it short
 RECORD_BYTES_MAX = 256 * 1024
@@ -176,6 +176,18 @@ class EventStore(Protocol):
 
     async def due(self, now_us: int) -> list[str]:
         """Tenants whose timer is at or before ``now_us``."""
+        ...
+
+    async def set_timer(self, tenant: str, timer_us: int) -> None:
+        """Correct a tenant's timer outside of an append (0: none). Not conditional: a timer too many wakes for nothing."""
+        ...
+
+    async def halt(self, tenant: str, epoch: int, reason: str) -> None:
+        """Close the log until a person has looked: no append and no timer any more. No effect for an older epoch."""
+        ...
+
+    async def resume(self, tenant: str) -> None:
+        """Open a halted log again."""
         ...
 
 

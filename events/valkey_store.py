@@ -15,7 +15,7 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 import msgspec
-from redis.asyncio import Redis, RedisCluster
+from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -86,7 +86,8 @@ def connect(url: str, *, db: int | None = None, timeout_s: float = 5.0, connecti
         return RedisCluster.from_url(parts._replace(scheme="redis").geturl(), **options)
     if db is not None:
         url = parts._replace(path=f"/{db}").geturl()
-    return Redis.from_url(url, **options)
+    # waits for a connection where the usual pool would raise: more callers than connections are no error
+    return Redis.from_pool(BlockingConnectionPool.from_url(url, timeout=timeout_s, **options))
 
 
 def library_source() -> str:
@@ -354,6 +355,22 @@ class ValkeyEventStore:
                 raise translate(answer, "", 0)
             found += [tenant.decode() for tenant in answer]
         return found
+
+    async def set_timer(self, tenant: str, timer_us: int) -> None:
+        key = f"{slice_tag(slice_of(tenant))}:timers"
+        if timer_us:
+            await self._call(tenant, "ZADD", key, timer_us, tenant)
+        else:
+            await self._call(tenant, "ZREM", key, tenant)
+
+    async def halt(self, tenant: str, epoch: int, reason: str) -> None:
+        tag = slice_tag(slice_of(tenant))
+        keys = (f"{tag}:meta:{tenant}", f"{tag}:timers")
+        await self._call(tenant, "FCALL", "tenantry_v1_halt", 2, *keys, tenant, epoch, reason)
+
+    async def resume(self, tenant: str) -> None:
+        key = f"{slice_tag(slice_of(tenant))}:meta:{tenant}"
+        await self._call(tenant, "HSET", key, "status", "active", "halted_because", "")
 
     async def server_info(self) -> dict[str, str]:
         """The server's version and the settings that durability depends on."""

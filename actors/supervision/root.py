@@ -15,7 +15,7 @@ from actors.tenant_actor import TenantActor
 from events.ask import Asker
 from events.bus import ACTIVATE
 from events.clock import SystemClock
-from events.errors import IntegrityError, PlatformError
+from events.errors import FencedError, IntegrityError, PlatformError
 from events.process import Connect, Connections, detached_actor, end_process
 from events.slices import is_tenant_id, slice_of
 from events.store import Placement
@@ -44,6 +44,7 @@ class RootSupervisor:
         self._handles: dict[str, Any] = {}
         self._activating: dict[str, asyncio.Task[str]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._waking: set[str] = set()
         self._connections: Connections | None = None
         self._starting = asyncio.create_task(self._start())
 
@@ -92,26 +93,29 @@ class RootSupervisor:
         while asyncio.get_running_loop().time() < ends:
             try:
                 head = await self._connections.store.head(tenant)
-                name = shard_name(tenant, head.placement if head else "pool", self._pool_shards)
-                await self._handle(name).host.remote(tenant)
+                await self._handle(tenant, head.placement if head else "pool").host.remote(tenant)
                 return ""
+            except FencedError as error:  # two activations met; the next try settles it
+                problem, detail = error.code, str(error)
             except IntegrityError as error:  # trying again would not mend it
                 log.exception("supervisor.tenant_unservable tenant=%s", tenant)
-                return str(error)
+                return error.code
             except PlatformError as error:
-                problem = str(error)
+                problem = error.code  # the caller is told no more than that: the text may name hosts and files
+                detail = str(error)
             except RayError as error:
                 # the actor is being restarted, or is gone for good and has to be created anew
                 self._handles.clear()
-                problem = f"{type(error).__name__}: {error}".splitlines()[0]
-            log.warning("supervisor.activation_retried tenant=%s: %s", tenant, problem)
+                problem, detail = "its actor is being restarted", str(error)
+            log.warning("supervisor.activation_retried tenant=%s: %s", tenant, detail)
             await asyncio.sleep(_RETRY_S)  # back-off; Ray has nothing to await that says "restarted"
         return problem
 
-    def _handle(self, name: str) -> Any:
-        """The shard's actor. Detached: it must outlive this supervisor."""
+    def _handle(self, tenant: str, placement: Placement) -> Any:
+        """The actor of the tenant's shard. Detached: it must outlive this supervisor."""
+        name = shard_name(tenant, placement, self._pool_shards)
         if name not in self._handles:
-            self._handles[name] = detached_actor(TenantActor, name, name, self._connect)
+            self._handles[name] = detached_actor(TenantActor, name, name, placement, self._connect)
         return self._handles[name]
 
     async def _run_timers(self) -> None:
@@ -125,14 +129,18 @@ class RootSupervisor:
             except PlatformError as error:
                 log.warning("supervisor.timers_unread: %s", error)
                 continue
-            await asyncio.gather(*(self._wake(asker, tenant) for tenant in due))
+            for tenant in due:
+                if tenant not in self._waking:  # one that is stuck holds up itself only
+                    self._waking.add(tenant)
+                    self._spawn(self._wake(asker, tenant))
 
-    @staticmethod
-    async def _wake(asker: Asker, tenant: str) -> None:
+    async def _wake(self, asker: Asker, tenant: str) -> None:
         try:
             await asker.ask(tenant, ExpireReservations(), actor="supervisor")
         except PlatformError as error:  # still due a second from now
             log.warning("supervisor.timer_failed tenant=%s: %s", tenant, error)
+        finally:
+            self._waking.discard(tenant)
 
 
 def start_root_supervisor(connect: Connect, pool_shards: int) -> Callable[[], None]:

@@ -27,7 +27,7 @@ async def bus(servers: Servers) -> AsyncIterator[Bus]:
 
 @pytest.fixture
 async def shard(valkey_store: ValkeyEventStore, bus: Bus) -> AsyncIterator[Shard]:
-    hosting = Shard("test", valkey_store, bus, SystemClock())
+    hosting = Shard("test", "pool", valkey_store, bus, SystemClock())
     yield hosting
     await hosting.close()
 

@@ -122,7 +122,7 @@ async def test_an_owner_that_was_overtaken_writes_and_answers_nothing_more(
     monkeypatch.setattr(activation, "OWNERSHIP_TRUSTED_S", 0.0)
     tenant = new_tenant()
     await create(asker, tenant)
-    newer = Shard("newer", valkey_store, bus, SystemClock())
+    newer = Shard("newer", "pool", valkey_store, bus, SystemClock())
     await newer.host(tenant)
     await asker.ask(tenant, reserve("c1"), actor="test")
     await asker.ask(tenant, DescribeTenant(), actor="test")
