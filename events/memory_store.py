@@ -19,6 +19,7 @@ from events.slices import slice_of
 from events.store import (
     REPLY_TTL_S,
     SNAPSHOTS_KEPT,
+    TAIL_POINTERS_MAX,
     Append,
     Appended,
     AppendOutcome,
@@ -174,7 +175,9 @@ class MemoryEventStore:
 
     async def tail(self, cursors: dict[int, str], block_ms: int) -> dict[int, list[Pointer]]:
         def found() -> dict[int, list[Pointer]]:
-            new = {number: self._pointers[number][int(cursor) :][:1000] for number, cursor in cursors.items()}
+            new = {
+                number: self._pointers[number][int(cursor) :][:TAIL_POINTERS_MAX] for number, cursor in cursors.items()
+            }
             return {number: pointers for number, pointers in new.items() if pointers}
 
         async with self._appended:

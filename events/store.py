@@ -20,6 +20,7 @@ APPEND_BYTES_MAX = 4 * 1024 * 1024
 REPLY_BYTES_MAX = 64 * 1024
 STREAM_CHARS_MAX = 200
 SNAPSHOTS_KEPT = 2
+TAIL_POINTERS_MAX = 1_000  # per slice and call
 
 Placement = Literal["pool", "silo"]
 TenantStatus = Literal["active", "halted", "erased"]

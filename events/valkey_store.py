@@ -37,6 +37,7 @@ from events.slices import SLICE_COUNT, slice_of, slice_tag
 from events.store import (
     REPLY_TTL_S,
     SNAPSHOTS_KEPT,
+    TAIL_POINTERS_MAX,
     Append,
     Appended,
     AppendOutcome,
@@ -324,13 +325,15 @@ class ValkeyEventStore:
         if self._is_cluster:
             return await self._tail_cluster(cursors, block_ms)
         keys = [f"{slice_tag(number)}:appends" for number in cursors]
-        answer = await self._call("", "XREAD", "COUNT", 1000, "BLOCK", block_ms, "STREAMS", *keys, *cursors.values())
+        answer = await self._call(
+            "", "XREAD", "COUNT", TAIL_POINTERS_MAX, "BLOCK", block_ms, "STREAMS", *keys, *cursors.values()
+        )
         return dict(_pointers(key, rows) for key, rows in answer or [])
 
     async def _tail_cluster(self, cursors: dict[int, str], block_ms: int) -> dict[int, list[Pointer]]:
         """Slices lie in different slots there, and one blocking read can't wait for several: ask all, and again."""
         calls = [
-            ["XREAD", "COUNT", 1000, "STREAMS", f"{slice_tag(number)}:appends", cursor]
+            ["XREAD", "COUNT", TAIL_POINTERS_MAX, "STREAMS", f"{slice_tag(number)}:appends", cursor]
             for number, cursor in cursors.items()
         ]
         ends = time.monotonic() + block_ms / 1000

@@ -12,7 +12,7 @@ from events.bus import Bus, live_subject
 from events.codec import StoredEvent, decode_event, decode_record
 from events.errors import BusUnavailableError, IntegrityError, PlatformError, TransientError
 from events.slices import slice_of
-from events.store import EventStore
+from events.store import TAIL_POINTERS_MAX, EventStore
 from events.valkey_store import Client, execute, load_library, translate
 from projections.model import Add, Projection, Put, checkpoint_key, model_key
 
@@ -149,6 +149,8 @@ class Runner:
                 for tenant, position in newest.items():
                     await self._advance(tenant, position)
                 cursors[number] = pointers[-1].cursor
+                if len(pointers) >= TAIL_POINTERS_MAX:  # so far behind that pointers may have been dropped unseen
+                    await self._reconcile(number)
 
     async def _reconcile(self, number: int) -> None:
         tenants = await self._store.tenants(number)
@@ -180,6 +182,8 @@ class Runner:
         at = self._checkpoints.pop(key, None)  # kept again only when it is known for sure
         if at is None:
             at = await self._models.checkpoint(projection, tenant)
+        if at > position and (head := await self._store.head(tenant)) and head.position < at:
+            raise IntegrityError(f"the log of {tenant!r} ends at {head.position}, its read model has seen {at}")
         while at < position:
             page = await self._store.read(tenant, at, _PAGE_EVENTS)
             if not page:

@@ -17,6 +17,7 @@ from events.codec import StoredEvent, decode_record
 from events.envelope import Ok
 from events.errors import KeyRefusedError, NotFoundError
 from events.ids import derived_id
+from events.patience import patiently
 from events.slices import SLICE_COUNT, SYSTEM_TENANT, TENANT_ID
 from events.tenant import (
     CreateTenant,
@@ -39,6 +40,7 @@ from serve.services import Services
 from serve.settings import money, nano_usd
 from serve.usage import NotProjectedError, TenantUsage, usage_of, wait_for_projection
 
+POSITION_MAX = 2**40 - 1  # what five bytes of a stream's index can hold
 _FOLLOW_RECHECK_S = 1.0  # a live hint can get lost, the log can't
 
 
@@ -166,7 +168,7 @@ async def _ask(services: Services, tenant: str, command: TenantCommand, command_
     """An id that can't be a tenant's gets the same answer as one that isn't."""
     if not TENANT_ID.fullmatch(tenant):
         raise NotFoundError("tenant", tenant[:80])
-    if not isinstance(command, CreateTenant) and await services.store.head(tenant) is None:
+    if not isinstance(command, CreateTenant) and await patiently(lambda: services.store.head(tenant)) is None:
         raise NotFoundError("tenant", tenant)
     return await services.asker.ask(tenant, command, actor="admin", command_id=command_id)
 
@@ -217,7 +219,9 @@ async def list_tenants(services: Svc, after: str = "", limit: Annotated[int, Que
 
 @router.get("/tenants/{tenant}")
 async def show_tenant(
-    services: Svc, tenant: str, at: Annotated[int | None, Query(ge=1, description="A past position of its log")] = None
+    services: Svc,
+    tenant: str,
+    at: Annotated[int | None, Query(ge=1, le=POSITION_MAX, description="A past position of its log")] = None,
 ) -> TenantOut:
     """The tenant as it is, or as it was right after the event at a position."""
     if at is None:
@@ -271,7 +275,9 @@ async def set_budget(
 
 
 @router.get("/tenants/{tenant}/usage")
-async def tenant_usage(services: Svc, tenant: str, min_position: Annotated[int, Query(ge=0)] = 0) -> TenantUsage:
+async def tenant_usage(
+    services: Svc, tenant: str, min_position: Annotated[int, Query(ge=0, le=POSITION_MAX)] = 0
+) -> TenantUsage:
     await _head_position(services, tenant)
     return await usage_of(services, tenant, min_position)
 
@@ -288,7 +294,7 @@ async def verify_tenant(services: Svc, tenant: str) -> VerifiedOut:
 async def tenant_events(
     services: Svc,
     tenant: str,
-    after: Annotated[int, Query(ge=0)] = 0,
+    after: Annotated[int, Query(ge=0, le=POSITION_MAX)] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     follow: bool = False,
 ) -> Any:
@@ -315,9 +321,10 @@ async def _follow(services: Services, tenant: str, after: int) -> AsyncIterator[
         yield b": following\n\n"  # opens the stream, so that the caller sees it is accepted
         while True:
             news.clear()
-            for stored in await services.store.read(tenant, after):
-                after = stored.position
-                yield b"id: %d\ndata: %s\n\n" % (after, _event_out(stored).model_dump_json().encode())
+            while page := await services.store.read(tenant, after):
+                for stored in page:
+                    after = stored.position
+                    yield b"id: %d\ndata: %s\n\n" % (after, _event_out(stored).model_dump_json().encode())
             try:
                 await asyncio.wait_for(news.wait(), _FOLLOW_RECHECK_S)
             except TimeoutError:
@@ -339,6 +346,15 @@ def _event_out(stored: StoredEvent) -> EventOut:
             for name in ("stream", "version", "time_us", "command_id", "correlation_id", "actor", "epoch")
         },
     )
+
+
+@router.post("/tenants/{tenant}/resume")
+async def resume_tenant(services: Svc, tenant: str) -> VerifiedOut:
+    """Open a halted tenant again. Its log is verified first; a broken one stays halted."""
+    await _head_position(services, tenant)
+    verified = await verify(services.store, tenant)
+    await services.store.resume(tenant)
+    return VerifiedOut(**msgspec.structs.asdict(verified))
 
 
 @router.get("/doctor")

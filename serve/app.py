@@ -1,14 +1,14 @@
 """The gateway as a Ray Serve application."""
 
-import logging
 from typing import Any, cast
 
 from ray import serve as ray_serve
-from ray.serve.config import BackpressureConfig, HTTPOptions
+from ray.serve.config import BackpressureConfig
 from ray.serve.schema import LoggingConfig
 
 from serve.gateway import Gateway
 from serve.local_servers import LOOPBACK
+from serve.ray_runtime import run_application
 
 APP_NAME = "tenantry"
 _ONGOING_MAX = 1_000  # streams are long and mostly wait
@@ -27,7 +27,8 @@ def gateway_app(replicas: int) -> Any:
         max_queued_requests=_QUEUED_MAX,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1.0),
         graceful_shutdown_timeout_s=20,
-        health_check_period_s=5,
+        graceful_shutdown_wait_loop_s=0.2,
+        health_check_period_s=2,  # a dead replica is replaced at the next check
         ray_actor_options={"num_cpus": 0},
         logging_config=_QUIET,
     )
@@ -44,7 +45,5 @@ def gateway_app(replicas: int) -> Any:
 
 
 def deploy_gateway(port: int, *, host: str = LOOPBACK, replicas: int = 1) -> None:
-    """Start Serve's proxy on ``host:port`` and the gateway behind it; returns when it is healthy."""
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    ray_serve.start(http_options=HTTPOptions(host=host, port=port), logging_config=_QUIET)
-    ray_serve.run(gateway_app(replicas), name=APP_NAME, route_prefix="/")
+    """Start Serve's proxy on ``host:port`` and the gateway behind it; returns when it can serve."""
+    run_application(gateway_app(replicas), APP_NAME, host=host, port=port, ready_path="/readyz")

@@ -8,12 +8,13 @@ import msgspec
 
 from events.ask import Asker
 from events.bus import KEYS_REVOKED, Bus
-from events.errors import CommandRefusedError, KeyRefusedError
+from events.errors import CommandRefusedError, KeyRefusedError, NotFoundError
+from events.patience import patiently
 from events.store import EventStore
 from events.tenant import Authenticate
 from serve.keys import digest_of, parse_key
 
-CACHE_TTL_S = 5.0  # the longest a revoked key can still list models if the push got lost; it can't spend at all
+CACHE_TTL_S = 5.0  # the longest a revoked key can still read if the push got lost; it can't spend at all
 CACHE_MAX = 10_000
 
 
@@ -70,12 +71,14 @@ class Authenticator:
         known = self._known.get(digest)
         if known is not None and known[0] > time.monotonic():
             return known[1]
-        if await self._store.head(key.tenant) is None:  # never activate a tenant that a stranger made up
-            raise KeyRefusedError
+        if await patiently(lambda: self._store.head(key.tenant)) is None:
+            raise KeyRefusedError  # never activate a tenant that a stranger made up
         revocations = self._revocations
         try:
             await self._asker.ask(key.tenant, Authenticate(key.key_id, digest), actor="gateway")
         except CommandRefusedError as refusal:
+            if refusal.code not in (KeyRefusedError.code, NotFoundError.code):
+                raise  # an overloaded tenant has said nothing about the key
             raise KeyRefusedError from refusal
         principal = Principal(key.tenant, key.key_id)
         if revocations == self._revocations:  # else the answer may be older than a revocation

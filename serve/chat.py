@@ -12,7 +12,7 @@ import msgspec
 
 from events.ask import Asker
 from events.envelope import Ok
-from events.errors import CommandRefusedError, OutcomeUnknownError, PlatformError, TransientError
+from events.errors import CommandRefusedError, PlatformError
 from events.tenant import Outcome, ReserveCall, SettleCall
 from serve.asgi import ClientLeftError, Receive, Responder, Scope, Send, header, read_body, run_unless_client_leaves
 from serve.auth import Authenticator, Principal
@@ -25,6 +25,7 @@ from serve.usage_meter import Tokens, UsageMeter
 log = logging.getLogger(__name__)
 
 _TTL_MARGIN_S = 60.0  # a reservation outlives its call's own time-out, so only a dead gateway's expire
+_SETTLE_RETRY_S = 0.5
 _SETTLE_WAIT_S = 10.0  # how long an answer waits for its booking; the reservation is durable in any case
 NOTHING, UNKNOWN = Tokens(0, 0, "measured"), Tokens(0, 0, "unknown")
 _SSE_HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
@@ -53,6 +54,7 @@ class ChatEndpoint:
         body_bytes_max: int,
     ) -> None:
         self._models, self._authenticator, self._asker, self._upstreams = models, authenticator, asker, upstreams
+        self._call_timeout_s = call_timeout_s
         self._ttl_us = int((call_timeout_s + _TTL_MARGIN_S) * 1e6)
         self._body_bytes_max = body_bytes_max
         self._settling: set[asyncio.Task[Ok | None]] = set()
@@ -80,19 +82,26 @@ class ChatEndpoint:
             reserved = await self._asker.ask(
                 principal.tenant, reserve, actor=f"key:{principal.key_id}", command_id=call_id, correlation_id=call_id
             )
-        except (asyncio.CancelledError, OutcomeUnknownError):
+        except CommandRefusedError:
+            raise  # surely not reserved
+        except BaseException:
             # it may have been reserved, and no call will be made: this comes after it and frees it
             self._start_settling(running, NOTHING, "failed")
             raise
         running.reserved_position = reserved.position
         try:
-            if call.is_stream:
-                await self._stream(running, responder)
-            else:
-                await self._complete(running, responder)
+            # a client that reads slowly, or not at all, holds its call no longer than a slow model may
+            async with asyncio.timeout(self._call_timeout_s):
+                if call.is_stream:
+                    await self._stream(running, responder)
+                else:
+                    await self._complete(running, responder)
         except UpstreamError as error:
             await self._settle_failed(running, error)
             raise
+        except TimeoutError as error:
+            message = f"the call was not done within {self._call_timeout_s:g} s"
+            raise HttpError(504, "timeout", message, should_retry=False) from error
         finally:
             if not running.settled:  # the client left, or we are being stopped
                 self._settle_cancelled(running)
@@ -163,8 +172,8 @@ class ChatEndpoint:
         )  # fmt: skip
         command = SettleCall(running.call_id, tokens.input_tokens, tokens.output_tokens, cost, outcome, tokens.source)
         command_id = self._asker.new_id()
-        give_up_at = asyncio.get_running_loop().time() + self._ttl_us / 1e6
-        while True:
+        gives_up_at = asyncio.get_running_loop().time() + self._ttl_us / 1e6
+        while asyncio.get_running_loop().time() < gives_up_at:
             try:
                 return await self._asker.ask(
                     running.principal.tenant,
@@ -173,22 +182,16 @@ class ChatEndpoint:
                     command_id=command_id,
                     correlation_id=running.call_id,
                 )
-            except TransientError as error:
-                if asyncio.get_running_loop().time() > give_up_at:  # the tenant's timer has booked it by now
-                    log.error("chat.settle_gave_up call=%s: %s", running.call_id, error)
-                    return None
-                log.warning("chat.settle_retried call=%s: %s", running.call_id, error)
             except CommandRefusedError as refusal:
-                log.log(
-                    logging.INFO if tokens is NOTHING else logging.ERROR,
-                    "chat.settle_refused call=%s: %s",
-                    running.call_id,
-                    refusal,
-                )
-                return None
+                if refusal.retry_after_s is None:
+                    level = logging.INFO if tokens is NOTHING else logging.ERROR
+                    log.log(level, "chat.settle_refused call=%s: %s", running.call_id, refusal)
+                    return None
             except PlatformError as error:
-                log.error("chat.settle_failed call=%s: %s", running.call_id, error)
-                return None
+                log.warning("chat.settle_retried call=%s: %s", running.call_id, error)
+            await asyncio.sleep(_SETTLE_RETRY_S)  # back-off; only asking again tells
+        log.error("chat.settle_gave_up call=%s: the tenant's timer books it", running.call_id)
+        return None
 
     async def drain(self) -> None:
         """Wait for bookings under way."""

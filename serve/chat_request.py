@@ -9,17 +9,64 @@ from serve.http_errors import HttpError
 from serve.settings import Model
 
 _DEPTH_MAX = 64
-_STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+# possessive, and every quote starts a match that succeeds: linear in the body, whatever is in it
+_STRINGS = re.compile(rb'"(?:[^"\\]++|\\.?)*+"?', re.DOTALL)
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _INPUT_OVERHEAD_TOKENS = 16  # per message: role and separators of the chat template
 
 
+# All of OpenAI's chat completion fields that go to the upstream as they came. What is not here is refused by name: a
+# server-specific field (llama.cpp's n_predict, say) could make a call cost more than was reserved for it.
+_PASSED_THROUGH = frozenset(
+    [
+        "model",
+        "messages",
+        "stream",
+        "stream_options",
+        "max_tokens",
+        "max_completion_tokens",
+        "n",
+        "temperature",
+        "top_p",
+        "stop",
+        "seed",
+        "logprobs",
+        "top_logprobs",
+        "frequency_penalty",
+        "presence_penalty",
+        "logit_bias",
+        "response_format",
+        "tools",
+        "tool_choice",
+        "parallel_tool_calls",
+        "functions",
+        "function_call",
+        "user",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "reasoning_effort",
+        "verbosity",
+        "metadata",
+        "store",
+        "prediction",
+        "modalities",
+    ]
+)
+_REFUSED = {
+    "audio": "audio costs tokens that can't be bounded before the call",
+    "web_search_options": "searches are billed beside tokens",
+    "service_tier": "tiers have prices of their own",
+}
+
+
 class StreamOptions(msgspec.Struct, frozen=True):
-    include_usage: bool = False
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
 
 
 class ChatRequest(msgspec.Struct, frozen=True):
-    """The fields that decide about cost and form. All others go to the upstream as they came."""
+    """The fields that decide about cost and form."""
 
     model: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
     messages: Annotated[list[dict[str, Any]], msgspec.Meta(min_length=1, max_length=4096)]
@@ -85,26 +132,49 @@ def parse_chat(body: bytes, models: dict[str, Model]) -> Call:
     return _call(request, fields, model, len(body))
 
 
+def _refuse_what_has_no_bound(fields: dict[str, Any]) -> None:
+    """Raises HttpError for whatever could cost more than the request's own size and limits say."""
+    for name, value in fields.items():
+        if name in _REFUSED and value is not None:
+            raise HttpError(400, "invalid_request", f"{name} is not supported: {_REFUSED[name]}", param=name)
+        if name not in _PASSED_THROUGH and name not in _REFUSED:
+            raise HttpError(400, "invalid_request", f"unknown field {name!r}", param=name)
+    if (fields.get("modalities") or ["text"]) != ["text"]:
+        raise HttpError(400, "invalid_request", "only text can be asked for", param="modalities")
+    for number, message in enumerate(fields["messages"]):
+        content = message.get("content")
+        for part in content if isinstance(content, list) else ():
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind not in ("text", "refusal"):
+                where = f"messages[{number}].content"
+                raise HttpError(
+                    400, "invalid_request", f"{where}: only text parts are supported, not {kind!r}", param=where
+                )
+
+
 def _call(request: ChatRequest, fields: dict[str, Any], model: Model, body_bytes: int) -> Call:
-    wanted = request.max_completion_tokens or request.max_tokens
+    _refuse_what_has_no_bound(fields)
+    limit = "max_completion_tokens" if request.max_completion_tokens is not None else "max_tokens"
+    wanted = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     if wanted is not None and wanted > model.max_output_tokens:
-        param = "max_completion_tokens" if request.max_completion_tokens else "max_tokens"
-        message = f"{param} is {wanted}, model {model.name!r} gives at most {model.max_output_tokens}"
-        raise HttpError(400, "invalid_request", message, param=param)
+        message = f"{limit} is {wanted}, model {model.name!r} gives at most {model.max_output_tokens}"
+        raise HttpError(400, "invalid_request", message, param=limit)
     is_stream, options = bool(request.stream), request.stream_options
     if options is not None and not is_stream:
         raise HttpError(400, "invalid_request", "stream_options needs stream: true", param="stream_options")
-    if wanted is None:
-        fields["max_tokens"] = model.max_output_tokens  # or the reservation would not be the maximum
+    output_tokens = wanted or model.max_output_tokens
+    # one limit, and always one: or the reservation would not be the maximum
+    forwarded = {name: value for name, value in fields.items() if name not in ("max_tokens", "max_completion_tokens")}
+    forwarded[limit] = output_tokens
     if is_stream:
-        fields["stream_options"] = {**fields.get("stream_options", {}), "include_usage": True}
+        forwarded["stream_options"] = {**(fields.get("stream_options") or {}), "include_usage": True}
     return Call(
         model=model,
-        body=fields,
+        body=forwarded,
         is_stream=is_stream,
-        wants_usage=options is not None and options.include_usage,
+        wants_usage=options is not None and bool(options.include_usage),
         input_bytes=body_bytes,
         # a token stands for at least one byte, so bytes bound tokens whatever the tokenizer
         input_tokens_max=body_bytes + _INPUT_OVERHEAD_TOKENS * len(request.messages),
-        output_tokens_max=(wanted or model.max_output_tokens) * (request.n or 1),
+        output_tokens_max=output_tokens * (request.n or 1),
     )

@@ -111,6 +111,14 @@ def set_budget(
     _show(AdminClient.find(data_dir).call("PUT", f"/tenants/{tenant}/budget", body), as_json)
 
 
+@tenants.command("resume")
+def resume_tenant(
+    tenant: TenantArgument, data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False
+) -> None:
+    """Open a tenant again that was halted because its log was not what it should be. Verifies the log first."""
+    _show(AdminClient.find(data_dir).call("POST", f"/tenants/{tenant}/resume"), as_json)
+
+
 @keys.command("issue")
 def issue_key(
     tenant: TenantArgument,

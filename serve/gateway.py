@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from importlib.metadata import version
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, Query, Request
@@ -10,11 +11,11 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from events.ask import Asker
-from events.errors import PlatformError
+from events.errors import KeyRefusedError, PlatformError
 from serve import bootstrap, openapi
-from serve.admin import Svc, router
-from serve.asgi import Receive, Scope, Send
-from serve.auth import Authenticator, Principal
+from serve.admin import POSITION_MAX, Svc, router
+from serve.asgi import Receive, Scope, Send, header
+from serve.auth import Authenticator, Principal, bearer
 from serve.chat import ChatEndpoint
 from serve.http_errors import HttpError, as_http_error, error_body, error_headers, unexpected_error
 from serve.services import Services
@@ -23,6 +24,7 @@ from serve.upstream import Upstreams
 from serve.usage import TenantUsage, usage_of
 
 CHAT_PATH = "/v1/chat/completions"
+ADMIN_PREFIX = "/admin/"
 
 
 async def principal_of(request: Request, authorization: Annotated[str | None, Header()] = None) -> Principal:
@@ -67,9 +69,11 @@ async def _on_starlette_error(request: Request, error: Exception) -> Response:
     return _error_response(HttpError(error.status_code, code, message))
 
 
-def build_app() -> FastAPI:
+def build_app(body_bytes_max: int) -> FastAPI:
     """The surface but for the chat route. ``app.state.services`` must be set before the first request."""
-    app = FastAPI(title="Tenantry", version="0.1.0", docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="Tenantry", version=version("tenantry"), docs_url=None, redoc_url=None, max_body_size=body_bytes_max
+    )
     app.include_router(router)
     app.add_exception_handler(HttpError, _on_http_error)
     app.add_exception_handler(PlatformError, _on_platform_error)
@@ -89,7 +93,9 @@ def build_app() -> FastAPI:
         return _model_out(model)
 
     @app.get("/v1/usage", tags=["tenant"])
-    async def usage(services: Svc, caller: Caller, min_position: Annotated[int, Query(ge=0)] = 0) -> TenantUsage:
+    async def usage(
+        services: Svc, caller: Caller, min_position: Annotated[int, Query(ge=0, le=POSITION_MAX)] = 0
+    ) -> TenantUsage:
         """What the calling tenant has used: everything acknowledged before this request, or up to `min_position`."""
         return await usage_of(services, caller.tenant, min_position)
 
@@ -134,7 +140,7 @@ class Gateway:
         await authenticator.follow_revocations(bus)
         upstreams = Upstreams(settings.call_timeout_s)
         models = await bootstrap.open_read_models(settings)
-        app = build_app()
+        app = build_app(settings.body_bytes_max)
         app.state.services = Services(settings, store, models, bus, asker, authenticator, upstreams)
         chat = ChatEndpoint(
             {model.name: model for model in settings.models.models},
@@ -172,8 +178,21 @@ class Gateway:
         if scope["path"] == CHAT_PATH and scope["method"] == "POST":
             await chat(scope, receive, send)
             return
+        if scope["path"].startswith(ADMIN_PREFIX) and (refusal := self._refuse_stranger(app, scope)):
+            await refusal(scope, receive, send)
+            return
         with contextlib.suppress(Exception):  # Starlette answers and logs what is unexpected, then raises it again
             await app(scope, receive, send)
+
+    @staticmethod
+    def _refuse_stranger(app: FastAPI, scope: Scope) -> Response | None:
+        """Before a byte of the body is read: FastAPI reads it all before it asks who sends it."""
+        try:
+            if app.state.services.authenticator.is_admin(bearer(header(scope, b"authorization"))):
+                return None
+        except KeyRefusedError:
+            pass
+        return _error_response(as_http_error(KeyRefusedError()))
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

@@ -5,7 +5,7 @@ import secrets
 
 import msgspec
 
-from events.errors import PlatformError, TransientError
+from events.errors import BusUnavailableError, PlatformError, StoreUnavailableError, TransientError
 
 log = logging.getLogger(__name__)
 
@@ -55,11 +55,15 @@ def as_http_error(error: PlatformError) -> HttpError:
     retry_after_s = getattr(error, "retry_after_s", None)
     if retry_after_s is None and status in (429, 503):
         retry_after_s = _RETRY_AFTER_DEFAULT_S
+    message = str(error)
+    if isinstance(error, StoreUnavailableError | BusUnavailableError):  # the text names hosts and ports
+        log.warning("http.unavailable code=%s: %s", error.code, error)
+        message = "a part of the platform can't be reached at the moment: try again"
     # a repeat of an unknown outcome needs the same Idempotency-Key, which a client's automatic retry doesn't send
     return HttpError(
         status,
         error.code,
-        str(error),
+        message,
         retry_after_s=retry_after_s,
         should_retry=False if status in (402, 504) else None,
     )

@@ -66,10 +66,11 @@ def parse_key(text: str) -> ParsedKey:
     head, _, check = text.rpartition("-")
     if len(text) > _KEY_CHARS_MAX or not text.isascii() or _checksum(head) != check:
         raise KeyRefusedError
-    prefix, *tenant, key_id, _secret = head.split("-")
-    if prefix != "sk" or not is_tenant_id("-".join(tenant)):
-        raise KeyRefusedError
-    return ParsedKey("-".join(tenant), key_id, text)
+    match head.split("-"):
+        case ["sk", *tenant, key_id, secret] if len(key_id) == _ID_CHARS and len(secret) == _SECRET_CHARS:
+            if is_tenant_id("-".join(tenant)):
+                return ParsedKey("-".join(tenant), key_id, text)
+    raise KeyRefusedError
 
 
 def digest_of(pepper: str, key: ParsedKey) -> bytes:

@@ -153,7 +153,7 @@ class LocalServer:
         self.spec = spec
         self._on_restart = on_restart
         self._process: subprocess.Popen[bytes] | None = None
-        self._stopping = threading.Event()
+        self._stopping, self._spawning = threading.Event(), threading.Lock()
         self._watcher: threading.Thread | None = None
 
     @property
@@ -193,10 +193,12 @@ class LocalServer:
                 return
             delay_s = _RESTART_FIRST_S if time.monotonic() - started > _HEALTHY_AFTER_S else delay_s
             self._on_restart(f"{self.spec.name} ended ({_described(status)}), starting it again")
-            if self._stopping.wait(delay_s):
-                return
+            self._stopping.wait(delay_s)
             delay_s = min(delay_s * 2, _RESTART_MAX_S)
-            self._spawn()
+            with self._spawning:  # or a stop could end the old process and miss the new one
+                if self._stopping.is_set():
+                    return
+                self._spawn()
 
     def wait_ready(self, timeout_s: float = _READY_TIMEOUT_S) -> None:
         """Raises ServerFailedError, with the end of its log, where it does not listen in time."""
@@ -216,10 +218,11 @@ class LocalServer:
 
     def stop(self) -> None:
         """SIGTERM, then SIGKILL after ten seconds. Safe to repeat."""
-        self._stopping.set()
-        if self._process is None:
-            return
-        self._process.terminate()
+        with self._spawning:
+            self._stopping.set()
+            if self._process is None:
+                return
+            self._process.terminate()
         try:
             self._process.wait(_STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:

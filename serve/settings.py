@@ -1,6 +1,7 @@
 """What a deployment is told: the models file, and settings from the environment. Read once, handed down as values."""
 
 import os
+import re
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -8,12 +9,13 @@ from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from events.errors import PlatformError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}$")]
 ENV_PREFIX = "TENANTRY_"
+_AMOUNT = re.compile(r"([0-9]{1,9})(?:\.([0-9]{1,9}))?")
 
 
 class SettingsError(PlatformError):
@@ -59,6 +61,8 @@ class Upstream(BaseModel, frozen=True, extra="forbid"):
         parts = urlsplit(value)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"expected http(s)://host[:port]/v1, got {value!r}")
+        if "@" in parts.netloc:
+            raise ValueError("name the variable that holds the upstream's key in api_key_env, not the key in the URL")
         return value.rstrip("/")
 
 
@@ -92,7 +96,7 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     models: ModelsFile = ModelsFile()
     reads_db: int = 1  # the Valkey database of the read models
     pool_shards: PositiveInt = 1
-    call_timeout_s: PositiveFloat = 600.0  # one model call, from connect to last byte
+    call_timeout_s: Annotated[float, Field(gt=0, le=12 * 3600)] = 600.0  # one model call, from connect to last byte
     body_bytes_max: PositiveInt = 4 * 1024 * 1024
 
     @classmethod
@@ -147,10 +151,8 @@ def money(nano_usd: int) -> str:
 
 def nano_usd(text: str) -> int:
     """A decimal string of USD as nano-USD. Raises ValueError where it isn't one or is finer than a nano-USD."""
-    try:
-        amount = Decimal(text).scaleb(9)
-    except ArithmeticError as error:
-        raise ValueError(f"expected an amount of USD such as '12.50', got {text!r}") from error
-    if not amount.is_finite() or amount < 0 or amount != int(amount) or amount >= 2**62:
-        raise ValueError(f"expected USD of 0 or more with at most nine decimals, got {text!r}")
-    return int(amount)
+    match = _AMOUNT.fullmatch(text)
+    if match is None:
+        raise ValueError(f"expected an amount of USD such as '12.50', with at most nine decimals, got {text[:40]!r}")
+    whole, decimals = match.groups()
+    return int(whole + (decimals or "").ljust(9, "0"))

@@ -1,5 +1,6 @@
 """Calls to OpenAI-compatible model servers."""
 
+import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,6 +11,8 @@ import msgspec
 
 from serve.http_errors import HttpError
 from serve.settings import Model, Upstream
+
+log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 5.0
 _ANSWER_BYTES_MAX = 32 * 1024 * 1024
@@ -25,14 +28,16 @@ class UpstreamError(HttpError):
 
 
 def _away(upstream: Upstream, error: Exception, *, may_have_cost: bool) -> UpstreamError:
+    """Tenants are told which model is concerned; where its server is, is for the operator's log."""
     reason = str(error) or type(error).__name__
+    log.warning("upstream.failed base_url=%s model=%s: %s", upstream.base_url, upstream.model, reason)
     return UpstreamError(
         503,
         "upstream_unavailable",
-        f"the model server at {upstream.base_url} can't be reached: {reason}. Nothing was charged; "
+        f"the server of model {upstream.model!r} can't be reached. Nothing was charged; "
         "try again, or tell your operator to check `upstreams` in the models file"
         if not may_have_cost
-        else f"the model server at {upstream.base_url} broke off: {reason}",
+        else f"the server of model {upstream.model!r} broke off",
         may_have_cost=may_have_cost,
         retry_after_s=2.0,
     )
@@ -45,7 +50,8 @@ def _refused(upstream: Upstream, status: int, body: bytes, retry_after: str | No
         return UpstreamError(400, "invalid_request", message, may_have_cost=False, should_retry=False)
     code = "upstream_overloaded" if status in (429, 503) else "upstream_error"
     wait_s = float(retry_after) if retry_after and retry_after.isdigit() else 2.0
-    text = f"the model server at {upstream.base_url} answered HTTP {status}: {message}"
+    log.warning("upstream.refused base_url=%s status=%s: %s", upstream.base_url, status, message)
+    text = f"the server of model {upstream.model!r} answered HTTP {status}"
     return UpstreamError(503, code, text, may_have_cost=False, retry_after_s=min(wait_s, 60.0))
 
 

@@ -1,6 +1,7 @@
 """What a tenant has used, from the usage read model."""
 
 import asyncio
+import contextlib
 from typing import Annotated
 
 from pydantic import BaseModel, Field
@@ -13,6 +14,7 @@ from serve.services import Services
 from serve.settings import money
 
 PROJECTION_WAIT_S = 5.0
+_RECHECK_S = 0.5
 
 Money = Annotated[str, Field(examples=["0.0000034"], description="USD, exact decimal")]
 
@@ -70,7 +72,8 @@ async def wait_for_projection(services: Services, projection: Projection, tenant
     try:
         async with asyncio.timeout(PROJECTION_WAIT_S):
             while (reached := await services.models.checkpoint(projection, tenant)) < position:
-                await news.wait()
+                with contextlib.suppress(TimeoutError):  # a hint can get lost
+                    await asyncio.wait_for(news.wait(), _RECHECK_S)
                 news.clear()
     except TimeoutError as error:
         raise NotProjectedError(position, reached) from error

@@ -6,6 +6,7 @@ import msgspec
 
 from events.tenant import UsageSource
 
+_NOT_WRITTEN = ("role", "id", "type", "index")
 _BYTES_PER_TOKEN = 4  # English text; marked as an estimate wherever it is used
 
 
@@ -31,10 +32,9 @@ class UsageMeter:
         choices = message.get("choices")
         for choice in choices if isinstance(choices, list) else ():
             part = isinstance(choice, dict) and (choice.get("delta") or choice.get("message"))
-            text = part.get("content") if isinstance(part, dict) else None
-            if isinstance(text, str) and text:
+            if written := _written_bytes(part):
                 self._deltas += 1
-                self._delta_bytes += len(text.encode())
+                self._delta_bytes += written
 
     @property
     def has_begun(self) -> bool:
@@ -45,3 +45,16 @@ class UsageMeter:
             return self._reported
         output = max(self._deltas, -(-self._delta_bytes // _BYTES_PER_TOKEN))
         return Tokens(-(-self._input_bytes // _BYTES_PER_TOKEN), output, "estimated")
+
+
+def _written_bytes(part: object) -> int:
+    """Bytes that a model wrote: content, reasoning, arguments of tools, whatever its server calls them."""
+    match part:
+        case str():
+            return len(part.encode())
+        case dict():
+            return sum(_written_bytes(value) for name, value in part.items() if name not in _NOT_WRITTEN)
+        case list():
+            return sum(map(_written_bytes, part))
+        case _:
+            return 0

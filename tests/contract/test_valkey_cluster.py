@@ -33,8 +33,8 @@ async def form_cluster(ports: list[int]) -> None:
             await execute(client, "CLUSTER", "MEET", "127.0.0.1", ports[0], int(bus))
     async with asyncio.timeout(30):
         for client in clients:
-            while not _agrees(str(await execute(client, "CLUSTER", "INFO"))):
-                await asyncio.sleep(0.05)  # noqa: ASYNC110 - nodes gossip; there is nothing to wait on but their word
+            while not _agrees(str(await execute(client, "CLUSTER", "INFO"))):  # noqa: ASYNC110 - they only gossip
+                await asyncio.sleep(0.05)
             await client.aclose()
 
 

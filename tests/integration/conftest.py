@@ -10,6 +10,7 @@ from actors.shard import Shard
 from events.ask import Asker
 from events.bus import ACTIVATE, Bus
 from events.clock import SystemClock
+from events.errors import PlatformError
 from events.valkey_store import ValkeyEventStore
 from tests.kit.servers import Servers
 
@@ -38,8 +39,12 @@ async def asker(bus: Bus, shard: Shard) -> AsyncIterator[Asker]:
     tasks: set[asyncio.Task[None]] = set()
 
     async def activate(tenant: str, reply_to: str) -> None:
-        await shard.host(tenant)
-        await bus.publish(reply_to, b"")
+        try:
+            await shard.host(tenant)
+        except PlatformError as error:
+            await bus.publish(reply_to, error.code.encode())
+        else:
+            await bus.publish(reply_to, b"")
 
     def on_activate(data: bytes, reply_to: str) -> None:
         task = asyncio.create_task(activate(data.decode(), reply_to))

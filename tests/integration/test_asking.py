@@ -12,7 +12,7 @@ from events.ask import Asker
 from events.bus import Bus, ask_subject
 from events.clock import SystemClock
 from events.envelope import Failed, Refused, decode_reply
-from events.errors import CommandRefusedError
+from events.errors import BusUnavailableError, CommandRefusedError, IntegrityError, PlatformError
 from events.slices import slice_of, slice_tag
 from events.store import Snapshot
 from events.tenant import (
@@ -26,6 +26,7 @@ from events.tenant import (
 )
 from events.valkey_store import ValkeyEventStore, execute
 from events.verify import verify
+from tests.kit.servers import PASSWORD, Servers
 
 NewTenant = Callable[[], str]
 HOUR_US = 3_600_000_000
@@ -211,9 +212,102 @@ async def test_a_log_that_lost_acknowledged_events_stops_the_tenant(
     first = (await valkey_store.read(tenant, 0))[0]
     await execute(valkey_store._client, "XDEL", log, "2-0")
     await execute(valkey_store._client, "HSET", meta, "position", 1, "head", first.hash)
-    with pytest.raises(Exception, match="did not answer"):
-        await asker.ask(tenant, reserve("c1"), actor="test", timeout_s=1.0)
+    index = f"{slice_tag(slice_of(tenant))}:streams:{tenant}"
+    await execute(valkey_store._client, "HSET", index, "tenant", 1, "tenant#0", (1).to_bytes(5, "big"))
+    for _ in range(2):  # also the next activation does not write where others wrote
+        with pytest.raises(PlatformError):
+            await asker.ask(tenant, reserve("c1"), actor="test", timeout_s=3.0)
+        assert shard.tenants == []
+    head = await valkey_store.head(tenant)
+    assert head is not None
+    assert (head.position, head.status) == (1, "halted")
+    await valkey_store.resume(tenant)  # a person has looked
+    await asker.ask(tenant, IssueKey("k1", "default", b"d" * 32), actor="test")
+    assert (await verify(valkey_store, tenant)).events == 2
+
+
+async def test_an_event_that_is_not_what_was_written_stops_the_activation(
+    asker: Asker, shard: Shard, valkey_store: ValkeyEventStore, new_tenant: NewTenant
+) -> None:
+    tenant = new_tenant()
+    await create(asker, tenant)
+    await shard.release(tenant)
+    key = f"{slice_tag(slice_of(tenant))}:log:{tenant}"
+    await execute(valkey_store._client, "DEL", f"{slice_tag(slice_of(tenant))}:snapshots:{tenant}")
+    await execute(valkey_store._client, "XDEL", key, "2-0")
+    with pytest.raises(IntegrityError):
+        await shard.host(tenant)
+
+
+async def test_an_ended_activation_never_takes_its_successor_along(
+    asker: Asker, shard: Shard, valkey_store: ValkeyEventStore, new_tenant: NewTenant
+) -> None:
+    tenant = new_tenant()
+    await create(asker, tenant)
+    old = shard._active[tenant][0]
+    old.end()
     assert shard.tenants == []
+    await asker.ask(tenant, reserve("c1"), actor="test")
+    old._on_end(old)
+    assert shard.tenants == [tenant]
+    await asker.ask(tenant, reserve("c2"), actor="test")
+
+
+async def test_a_tenant_whose_plan_wants_an_actor_of_its_own_leaves_the_pool(
+    asker: Asker, shard: Shard, new_tenant: NewTenant
+) -> None:
+    tenant = new_tenant()
+    await asker.ask(tenant, CreateTenant("Acme", "pro"), actor="test")
+    async with asyncio.timeout(5):
+        while shard.tenants:  # noqa: ASYNC110 - nothing tells when a tenant has left
+            await asyncio.sleep(0.01)
+
+
+async def test_one_id_with_two_bodies_in_one_turn_gets_two_answers(asker: Asker, new_tenant: NewTenant) -> None:
+    """Also where the first of them was answered long ago."""
+    tenant = new_tenant()
+    await create(asker, tenant)
+    first = await asker.ask(tenant, reserve("c1"), actor="test", command_id="same")
+    for _ in range(5):
+        again, other = await asyncio.gather(
+            asker.ask(tenant, reserve("c1"), actor="test", command_id="same"),
+            asker.ask(tenant, reserve("c2"), actor="test", command_id="same"),
+            return_exceptions=True,
+        )
+        assert again == first
+        assert isinstance(other, CommandRefusedError)
+        assert other.code == "idempotency_mismatch"
+
+
+async def test_a_slow_store_never_turns_a_refusal_into_a_lie(
+    asker: Asker, valkey_store: ValkeyEventStore, new_tenant: NewTenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command that waited unanswered and then found the mailbox full on its second try may have been carried out."""
+    monkeypatch.setattr(activation, "MAILBOX_MAX", 60)
+    monkeypatch.setattr(activation, "TURN_COMMANDS_MAX", 20)
+    tenant = new_tenant()
+    await create(asker, tenant)
+    await execute(valkey_store._client, "CLIENT", "PAUSE", 2500, "WRITE")
+    results = await asyncio.gather(
+        *(asker.ask(tenant, reserve(f"c{n}"), actor="test", command_id=f"id{n}") for n in range(60)),
+        return_exceptions=True,
+    )
+    done = sum(not isinstance(result, BaseException) for result in results)
+    refused = sum(isinstance(result, CommandRefusedError) for result in results)
+    shown = (await asker.ask(tenant, DescribeTenant(), actor="test")).result
+    assert done + refused == 60
+    assert shown["calls_open"] == done
+
+
+async def test_more_callers_than_connections_is_no_error(valkey_store: ValkeyEventStore) -> None:
+    assert await asyncio.gather(*(valkey_store.head("nobody") for _ in range(500))) == [None] * 500
+
+
+async def test_a_broker_that_is_not_there_or_refuses_us_is_an_error_within_seconds(servers: Servers) -> None:
+    wrong = servers.nats_url.replace(PASSWORD, "wrong")
+    for url in ("nats://127.0.0.1:1", wrong):
+        with pytest.raises(BusUnavailableError):
+            await Bus.connect(url, "test", lambda: None)
 
 
 async def test_an_activation_starts_from_its_snapshot_and_gets_to_the_same_state(

@@ -408,6 +408,14 @@ async def test_admin_needs_the_admin_key(world: World) -> None:
                 assert response.json()["error"]["code"] == "invalid_api_key"
 
 
+async def test_a_stranger_is_refused_before_the_body_is_read(world: World) -> None:
+    async with httpx.AsyncClient(timeout=10) as http:
+        response = await http.post(f"{world.base_url}/admin/v1/tenants", content=b"x" * 50_000_000)
+        assert response.status_code == 401
+    response = await world.admin.post("/tenants", content=b'{"id": "' + b"x" * 200_000)
+    assert response.status_code == 413
+
+
 async def test_a_repeated_admin_write_does_nothing_twice_and_shows_the_same_key(world: World) -> None:
     headers = {"idempotency-key": "issue-1"}
     path = f"/tenants/{world.tenant}/keys"

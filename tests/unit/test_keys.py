@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from events.errors import KeyRefusedError
-from serve.keys import digest_of, make_key, parse_key
+from serve.keys import _checksum, digest_of, make_key, parse_key
 
 PEPPER = "a pepper of more than thirty-two characters"
 
@@ -43,3 +43,11 @@ def test_one_changed_character_is_noticed(at: int, character: str) -> None:
 def test_no_text_but_a_key_is_one(text: str) -> None:
     with pytest.raises(KeyRefusedError):
         parse_key(text)
+
+
+@pytest.mark.parametrize(
+    "head", ["", "sk", "sk-a", "sk-demo-x", "sk--x-y", "sk-demo-" + "a" * 12 + "-b", "pk-demo-a-b"]
+)
+def test_a_right_checksum_alone_makes_no_key(head: str) -> None:
+    with pytest.raises(KeyRefusedError):
+        parse_key(f"{head}-{_checksum(head)}")

@@ -44,7 +44,33 @@ def test_limits_out_of_range_are_refused_by_name(fields: dict[str, int]) -> None
     assert refusal.value.param == next(iter(fields))
 
 
-def test_unknown_fields_go_to_the_upstream_as_they_came() -> None:
+def test_one_limit_is_forwarded_and_it_is_the_reserved_one() -> None:
+    call = parse(max_completion_tokens=1, max_tokens=90)
+    assert call.output_tokens_max == 1
+    assert call.body["max_completion_tokens"] == 1
+    assert "max_tokens" not in call.body
+
+
+@pytest.mark.parametrize("field", ["n_predict", "best_of", "ignore_eos", "audio", "web_search_options", "service_tier"])
+def test_what_could_cost_more_than_is_reserved_is_refused_by_name(field: str) -> None:
+    with pytest.raises(HttpError, match=field) as refusal:
+        parse(**{field: 1})
+    assert refusal.value.param == field
+
+
+@pytest.mark.parametrize("part", [{"type": "image_url", "image_url": {"url": "http://x"}}, {"type": "file"}, {}, 3])
+def test_parts_whose_tokens_nobody_can_bound_are_refused(part: Any) -> None:
+    with pytest.raises(HttpError, match="only text parts"):
+        parse(messages=[{"role": "user", "content": [part]}])
+
+
+def test_null_is_not_there() -> None:
+    call = parse(stream=True, stream_options=None, max_tokens=None, n=None)
+    assert call.body["stream_options"] == {"include_usage": True}
+    assert call.output_tokens_max == 100
+
+
+def test_fields_without_cost_go_to_the_upstream_as_they_came() -> None:
     assert parse(seed=7, response_format={"type": "json_object"}).body["response_format"] == {"type": "json_object"}
 
 
@@ -75,6 +101,26 @@ def test_wide_is_not_deep(inner: str) -> None:
 def test_deep_is_refused_quickly(inner: str) -> None:
     with pytest.raises(HttpError, match="nests deeper"):
         check_depth(inner.encode())
+
+
+@pytest.mark.timeout(10)
+def test_quotes_and_backslashes_take_no_longer_than_their_number() -> None:
+    """A regular expression that backtracks would take hours here, and the whole gateway with it."""
+    with pytest.raises(HttpError):
+        check_depth(b"[" * 65 + b'"\\' * 2_000_000)
+
+
+@pytest.mark.parametrize(
+    "delta",
+    [
+        {"reasoning_content": "x" * 40},
+        {"tool_calls": [{"index": 0, "id": "y" * 99, "type": "function", "function": {"arguments": "x" * 40}}]},
+    ],
+)
+def test_whatever_a_model_writes_counts_where_it_leaves_before_it_reports(delta: dict[str, Any]) -> None:
+    meter = UsageMeter(4)
+    meter.see({"choices": [{"delta": {"role": "assistant", **delta}}]})
+    assert meter.tokens() == Tokens(1, 10, "estimated")
 
 
 def test_deep_nesting_in_strings_is_no_nesting() -> None:

@@ -35,6 +35,7 @@ def test_a_models_file_says_who_serves_what_at_which_price() -> None:
         ("model: []", "model: Extra inputs"),
         ("models: [{name: 'a b', upstreams: [{base_url: 'http://x', model: m}]}]", "models.0.name"),
         ("models: [{name: a, upstreams: [{base_url: 'ftp://x', model: m}]}]", "expected http"),
+        ("models: [{name: a, upstreams: [{base_url: 'http://u:p@x', model: m}]}]", "api_key_env"),
         ("models: [{name: a, upstreams: []}]", "models.0.upstreams"),
         (MODELS.replace('"0.10"', "0.10"), "write the price as a string"),
         (MODELS.replace("0.405", "0.4051"), "three decimals"),
@@ -65,7 +66,7 @@ def test_a_missing_setting_is_named_by_its_variable() -> None:
         Settings.from_environment({})
 
 
-@given(st.integers(0, 2**62 - 1))
+@given(st.integers(0, 10**18 - 1))
 def test_money_is_exact_in_both_directions(amount: int) -> None:
     text = money(amount)
     assert nano_usd(text) == amount
@@ -73,7 +74,9 @@ def test_money_is_exact_in_both_directions(amount: int) -> None:
     assert Decimal(text) * 10**9 == amount
 
 
-@pytest.mark.parametrize("text", ["", "x", "-1", "0.0000000001", "NaN", "Infinity", "1e30", "1e400"])
+@pytest.mark.parametrize(
+    "text", ["", "x", "-1", "0.0000000001", "NaN", "Infinity", "1e9", "1e999980", "1" * 10, "1.", ".5"]
+)
 def test_what_is_no_amount_of_money_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="USD"):
         nano_usd(text)

@@ -220,3 +220,10 @@ def test_an_event_of_every_kind_survives_the_wire() -> None:
     ]
     state = replay([*history, ReservationExpired("b", "k1", "small", 7), KeyRevoked("k1")])
     assert state.version == 8
+
+
+def test_thousands_that_expire_at_once_do_so_in_parts() -> None:
+    """Each part fits into one append, and the timer stays due until the last."""
+    scenario = given(created(), key_issued(), *(reserved(f"c{n}", 1, expires_us=NOW_US) for n in range(1_200)))
+    assert [len(scenario.when(ExpireReservations())) for _ in range(4)] == [500, 500, 200, 0]
+    assert scenario.state.next_timer_us == 0
