@@ -146,6 +146,8 @@ def translate(error: Exception, tenant: str, epoch: int) -> Exception:
             return TenantClosedError(f"tenant {tenant!r} is {detail}")
         case "WRONGKEY" | "CORRUPT" | "BADARGS":
             return IntegrityError(f"tenant {tenant!r}: {error}")
+    if "ID specified in XADD" in str(error):  # the stream's own guard, and the append's first write
+        return IntegrityError(f"the log of tenant {tenant!r} is ahead of what the store knows of it: {error}")
     if code in _TRANSIENT_CODES or "Function not found" in str(error):
         return StoreUnavailableError(f"{code}: {error}")
     return error

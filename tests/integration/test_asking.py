@@ -210,7 +210,8 @@ async def test_a_log_that_lost_acknowledged_events_stops_the_tenant(
     await create(asker, tenant)
     log, meta = (f"{slice_tag(slice_of(tenant))}:{kind}:{tenant}" for kind in ("log", "meta"))
     first = (await valkey_store.read(tenant, 0))[0]
-    await execute(valkey_store._client, "XDEL", log, "2-0")
+    await execute(valkey_store._client, "DEL", log)
+    await execute(valkey_store._client, "XADD", log, "1-0", "e", first.record, "h", first.hash)
     await execute(valkey_store._client, "HSET", meta, "position", 1, "head", first.hash)
     index = f"{slice_tag(slice_of(tenant))}:streams:{tenant}"
     await execute(valkey_store._client, "HSET", index, "tenant", 1, "tenant#0", (1).to_bytes(5, "big"))
