@@ -75,7 +75,7 @@ class Draft(msgspec.Struct):
     versions: dict[str, int]
     records: list[Record]
     commands: list[CommandResult]
-    replies: list[tuple[str, Reply]]  # not to be sent before the append
+    replies: list[tuple[str, bytes]]  # encoded; not to be sent before the append
     unfenced: list[tuple[Request, Reply]]  # wrote nothing: refusals, reads, no-ops
 
 
@@ -253,8 +253,8 @@ class Activation:
                 await self._serve_in_parts(waiting, error)
                 return
             if known is None:
-                for reply_to, reply in draft.replies:
-                    await self._send(reply_to, encode(reply))
+                for reply_to, encoded in draft.replies:
+                    await self._send(reply_to, encoded)
                 await self._answer_unfenced(draft.unfenced)
                 return
             waiting = await self._answer_known(waiting, known)
@@ -322,8 +322,9 @@ class Activation:
         for event in events:
             draft.records.append(self._record(draft, request.envelope, event, now_us))
         draft.state = after
-        draft.commands.append(CommandResult(request.envelope.command_id, request.body_hash, encode(reply)))
-        draft.replies.append((request.reply_to, reply))
+        encoded = encode(reply)
+        draft.commands.append(CommandResult(request.envelope.command_id, request.body_hash, encoded))
+        draft.replies.append((request.reply_to, encoded))
         return reply
 
     @staticmethod

@@ -33,6 +33,7 @@ from events.tenant import (
     KeyRevoked,
     ListKeys,
     Plan,
+    Query,
     ReservationExpired,
     ReserveCall,
     RevokeKey,
@@ -41,7 +42,6 @@ from events.tenant import (
     TenantCommand,
     TenantCreated,
     TenantEvent,
-    TenantQuery,
     Window,
     check_name,
 )
@@ -328,4 +328,4 @@ def describe(state: Tenant, tenant: str, now_us: int) -> dict[str, Any]:
 
 
 def is_query(command: TenantCommand) -> bool:
-    return isinstance(command, TenantQuery)
+    return isinstance(command, Query)

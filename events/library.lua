@@ -63,10 +63,11 @@ local function append(keys, args)
     return fail('BADARGS', 'count ' .. #args)
   end
 
-  local known = {}
+  local ids, known = {}, {}
+  for i = 1, n_commands do ids[i] = args[10 + 3 * i] end
+  local before = n_commands > 0 and redis.call('HMGET', replies, unpack(ids)) or {}
   for i = 0, n_commands - 1 do
-    local at = 13 + 3 * i
-    local stored = redis.call('HGET', replies, args[at])
+    local at, stored = 13 + 3 * i, before[i + 1]
     if stored then
       if string.sub(stored, 1, 32) ~= args[at + 1] then return fail('REUSED', args[at]) end
       known[#known + 1] = args[at]

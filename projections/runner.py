@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 LIBRARY = "tenantry_projection_v1"
 _PAGE_EVENTS = 500
+_PAGES_SHARED = 4
 _BLOCK_MS = 5_000  # below the client's socket timeout
 _RETRY_FIRST_S, _RETRY_MAX_S = 0.1, 2.0
 _HEALTHY_AFTER_S = 10.0
@@ -165,11 +166,12 @@ class Runner:
                 await self._advance(tenant, head.position)
 
     async def _advance(self, tenant: str, position: int) -> None:
+        pages: dict[int, list[StoredEvent]] = {}  # what one projection has read, the next one mostly wants, too
         for projection in self._projections:
             if (projection.name, tenant) in self._parked:
                 continue
             try:
-                await self._advance_one(projection, tenant, position)
+                await self._advance_one(projection, tenant, position, pages)
             except TransientError:
                 raise
             except Exception:
@@ -177,7 +179,9 @@ class Runner:
                 log.exception("projection.parked projection=%s tenant=%s", projection.name, tenant)
                 self._parked.add((projection.name, tenant))
 
-    async def _advance_one(self, projection: Projection, tenant: str, position: int) -> None:
+    async def _advance_one(
+        self, projection: Projection, tenant: str, position: int, pages: dict[int, list[StoredEvent]]
+    ) -> None:
         key = (projection.name, tenant)
         at = self._checkpoints.pop(key, None)  # kept again only when it is known for sure
         if at is None:
@@ -185,7 +189,9 @@ class Runner:
         if at > position and (head := await self._store.head(tenant)) and head.position < at:
             raise IntegrityError(f"the log of {tenant!r} ends at {head.position}, its read model has seen {at}")
         while at < position:
-            page = await self._store.read(tenant, at, _PAGE_EVENTS)
+            page = pages.get(at) or await self._store.read(tenant, at, _PAGE_EVENTS)
+            if len(pages) < _PAGES_SHARED:
+                pages[at] = page
             if not page:
                 raise IntegrityError(f"log of {tenant!r} ends at {at}, its slice says {position}")
             try:

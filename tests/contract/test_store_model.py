@@ -144,7 +144,7 @@ def machine(servers: Servers) -> type[RuleBasedStateMachine]:
 
 
 def test_both_adapters_do_what_the_model_does(servers: Servers) -> None:
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         machine(servers),
         settings=settings(
             max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)

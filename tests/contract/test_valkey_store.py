@@ -22,6 +22,7 @@ __all__ = ["tenant"]
 @pytest.fixture
 async def client(servers: Servers) -> AsyncIterator[Redis]:
     raw = connect(servers.valkey_url)
+    assert isinstance(raw, Redis)
     yield raw
     await raw.aclose()
 

@@ -1,0 +1,98 @@
+"""Rows, what they have to reach, and the verdict."""
+
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from statistics import median
+from typing import Any
+
+import msgspec
+
+from events.errors import PlatformError
+
+Say = Callable[[str], None]
+
+
+class UnknownRowError(PlatformError):
+    code = "unknown_row"
+
+    def __init__(self, name: str, known: Sequence[str]) -> None:
+        super().__init__(name, known)
+        self.name, self.known = name, known
+
+    def __str__(self) -> str:
+        close = get_close_matches(self.name, self.known, n=1)
+        guess = f" (did you mean {close[0]!r}?)" if close else ""
+        return f"unknown row {self.name!r}{guess}: the rows are {', '.join(self.known)}"
+
+
+class BenchError(PlatformError):
+    """A measurement could not be taken; the message says what went wrong."""
+
+    code = "bench_failed"
+
+
+class Row(msgspec.Struct, frozen=True):
+    """``reach`` bounds the ratio to the ceiling: from below where more is better, else from above."""
+
+    name: str
+    unit: str
+    reach: float
+    more_is_better: bool
+
+
+_ALL = (
+    Row("ask_throughput", "commands/s", 0.80, more_is_better=True),
+    Row("ask_latency", "us", 1.3, more_is_better=False),
+    Row("http_command", "requests/s", 0.80, more_is_better=True),
+    Row("startup", "s", 1.5, more_is_better=False),
+    # no figure to reach is given anywhere: half as much again is what supervision, projections and a guard may cost
+    Row("memory_idle", "MiB", 1.5, more_is_better=False),
+)
+ROWS = {row.name: row for row in _ALL}
+
+
+def chosen(names: Sequence[str]) -> list[str]:
+    """The rows to measure, in the order in which they are measured; all where none is named. Raises UnknownRowError."""
+    for name in names:
+        if name not in ROWS:
+            raise UnknownRowError(name, list(ROWS))
+    return [name for name in ROWS if not names or name in names]
+
+
+def verdict(row: Row, ours: Sequence[float], ceilings: Sequence[float]) -> dict[str, Any]:
+    """Medians of the repeats, as ``tenantry bench --json`` prints them. ``ok`` is decided before anything is rounded."""
+    value, ceiling = median(ours), median(ceilings)
+    ratio = value / ceiling
+    ok = ratio >= row.reach if row.more_is_better else ratio <= row.reach
+    return {
+        "row": row.name,
+        "value": _rounded(value),
+        "unit": row.unit,
+        "ceiling": _rounded(ceiling),
+        "ratio": round(ratio, 3),
+        "reach": row.reach,
+        "ok": ok,
+    }
+
+
+def _rounded(figure: float) -> float:
+    """More digits than these are noise."""
+    return round(figure, 2 if figure < 100 else 0)
+
+
+class Pairs:
+    """Repeats of one row, ours and the ceiling by turns: the machine's mood of the moment then meets both."""
+
+    def __init__(self, name: str, say: Say) -> None:
+        self._row, self._say = ROWS[name], say
+        self._ours: list[float] = []
+        self._ceilings: list[float] = []
+
+    def add(self, ours: float, ceiling: float) -> None:
+        self._ours.append(ours)
+        self._ceilings.append(ceiling)
+        row = self._row
+        self._say(f"{row.name} {len(self._ours)}: {ours:,.1f} {row.unit}, ceiling {ceiling:,.1f}")
+
+    def verdict(self) -> dict[str, Any]:
+        return verdict(self._row, self._ours, self._ceilings)

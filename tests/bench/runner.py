@@ -1,0 +1,33 @@
+"""What ``tenantry bench`` runs. Each row is measured by turns with its ceiling, in one run: compare the two, not machines."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tests.bench import live, starts
+from tests.bench.programs import guarded
+from tests.bench.results import Say, chosen
+
+_LIVE = ("ask_throughput", "ask_latency", "http_command")
+_STARTS = ("startup", "memory_idle")
+
+
+def run(rows: list[str], say: Say) -> list[dict[str, Any]]:
+    """Measure the rows, or all where none is named: dicts of row, value, unit, ceiling, ratio, reach, ok.
+
+    Call it in the main thread. Whatever was started is gone on return, also by Ctrl-C or an error.
+
+    Raises:
+        UnknownRowError: Before anything is started.
+        BenchError: A measurement could not be taken.
+    """
+    names = chosen(rows)
+    results: list[dict[str, Any]] = []
+    with guarded() as instance:
+        for group, measure in ((_LIVE, live.measure), (_STARTS, starts.measure)):
+            if wanted := _among(group, names):
+                results += measure(wanted, instance, say)
+    return results
+
+
+def _among(group: Sequence[str], names: Sequence[str]) -> list[str]:
+    return [name for name in names if name in group]
