@@ -181,7 +181,9 @@ class Platform:
         return server
 
     def _start_ray(self, stack: ExitStack, settings: Settings, port: int) -> str:
-        run_dir = Path(tempfile.mkdtemp(prefix="tenantry-", dir="/tmp"))  # short: sockets live here, and their paths have a limit
+        run_dir = Path(
+            tempfile.mkdtemp(prefix="tenantry-", dir="/tmp")
+        )  # short: sockets live here, and their paths have a limit
         stack.callback(shutil.rmtree, run_dir, ignore_errors=True)
         stack.callback(self._keep_logs, run_dir)
         metrics_port, fallback_port = free_ports(2)
