@@ -1,6 +1,7 @@
 """What the benchmark says about figures. The figures themselves are taken by `tenantry bench`."""
 
 import asyncio
+import contextlib
 import json
 
 import pytest
@@ -80,17 +81,27 @@ async def generate(head: bytes, body: bytes) -> tuple[load.Outcome, set[bytes]]:
             await writer.drain()
             writer.write(body)
 
+    serving: set[asyncio.Task[None]] = set()
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        serving.add(task)
         try:
             await answer(reader, writer)
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
         plan = load.Plan("127.0.0.1", port, "PUT", "/x", {}, '{"n":%d}', 10, 2, 0.05, 0.1)
-        return await load.run(plan), seen
+        try:
+            return await load.run(plan), seen
+        finally:
+            await asyncio.wait(serving, timeout=5)
 
 
 async def test_the_load_generator_counts_whole_answers_and_never_sends_a_body_twice() -> None:
