@@ -7,6 +7,7 @@ and its real cost settled after it, and settled + reserved never exceeds the lim
 import hmac
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any, assert_never
 
 import msgspec
@@ -48,8 +49,9 @@ from events.tenant import (
 
 TENANT_STREAM = "tenant"
 STATE_SCHEMA = 1  # raise it whenever Tenant changes: older snapshots are then replayed instead of misread
+_DAY_US = 24 * 3600 * 1_000_000
 _EXPIRED_AT_ONCE_MAX = 500
-_RESERVATION_TTL_US_MAX = 24 * 3600 * 1_000_000
+_RESERVATION_TTL_US_MAX = _DAY_US
 
 
 class Key(msgspec.Struct, frozen=True):
@@ -102,9 +104,13 @@ class Tenant(msgspec.Struct, frozen=True):
 
 def window_start_us(window: Window, now_us: int) -> int:
     """Start of the budget window that ``now_us`` lies in: UTC midnight, Monday, first of the month, or 0."""
-    if window == "total":
-        return 0
-    day = datetime.fromtimestamp(now_us / 1e6, UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    return 0 if window == "total" else _window_start_us(window, now_us // _DAY_US)
+
+
+@lru_cache(maxsize=8)
+def _window_start_us(window: Window, day_number: int) -> int:
+    """Start of the window that a day lies in: asked at every reservation, and new once a day."""
+    day = datetime.fromtimestamp(day_number * _DAY_US / 1e6, UTC)
     if window == "week":
         day -= timedelta(days=day.weekday())
     elif window == "month":

@@ -73,7 +73,7 @@ class Asker:
         answer from the log itself counts: a mailbox that is full now was perhaps not full then.
         """
         ends, is_open = time.monotonic() + timeout_s, False
-        problem: PlatformError = NotServedError(tenant, "no time was left to ask")
+        problem: PlatformError | None = None
         while (left_s := ends - time.monotonic()) > 0:
             try:
                 data_back = await self._bus.request(ask_subject(tenant), data, min(left_s, _ATTEMPT_TIMEOUT_S))
@@ -92,7 +92,7 @@ class Asker:
             await asyncio.sleep(_RETRY_S)  # back-off; only asking again tells
         if is_open:
             raise OutcomeUnknownError(tenant, command_id)
-        raise problem
+        raise problem or NotServedError(tenant, "no time was left to ask")
 
     async def _activate(self, tenant: str, ends: float) -> PlatformError:
         """Have the tenant activated. What to say in case there is no time left to ask it again."""

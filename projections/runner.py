@@ -9,10 +9,11 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from events.bus import Bus, live_subject
-from events.codec import StoredEvent, decode_event, decode_record
+from events.codec import Record, StoredEvent, decode_event, decode_record
 from events.errors import BusUnavailableError, IntegrityError, PlatformError, TransientError
 from events.slices import slice_of
 from events.store import TAIL_POINTERS_MAX, EventStore
+from events.tenant import TenantEvent
 from events.valkey_store import Client, execute, load_library, translate
 from projections.model import Add, Projection, Put, checkpoint_key, model_key
 
@@ -24,8 +25,17 @@ _PAGES_SHARED = 4
 _BLOCK_MS = 5_000  # below the client's socket timeout
 _RETRY_FIRST_S, _RETRY_MAX_S = 0.1, 2.0
 _HEALTHY_AFTER_S = 10.0
-# A busy tenant then costs one page per 20 ms instead of one per append; whoever waits for a figure waits that longer.
-_GATHER_S = 0.02
+# A busy tenant then costs a page per 50 ms instead of one per append; whoever waits for a figure waits that longer.
+_GATHER_S = 0.05
+
+
+Decoded = tuple[int, Record, TenantEvent]  # position, record, event
+
+
+def decoded(page: Sequence[StoredEvent]) -> list[Decoded]:
+    """Raises IntegrityError where an event can't be decoded."""
+    records = [(stored.position, decode_record(stored.record)) for stored in page]
+    return [(position, record, decode_event(record.data)) for position, record in records]
 
 
 class CheckpointMovedError(TransientError):
@@ -64,18 +74,16 @@ class ReadModels:
         )
         return found
 
-    async def apply(self, projection: Projection, tenant: str, page: Sequence[StoredEvent], expected: int) -> int:
+    async def apply(self, projection: Projection, tenant: str, page: Sequence[Decoded], expected: int) -> int:
         """Fold a page of events into the read model. Returns the new checkpoint.
 
         Raises:
             CheckpointMovedError: The checkpoint is not at ``expected``; nothing was changed.
-            IntegrityError: An event can't be decoded.
         """
         adds: dict[str, int] = {}
         puts: dict[str, bytes] = {}
-        for stored in page:
-            record = decode_record(stored.record)
-            for write in projection.apply(tenant, record, decode_event(record.data)):
+        for _, record, event in page:
+            for write in projection.apply(tenant, record, event):
                 match write:
                     case Add(field, amount):
                         adds[field] = adds.get(field, 0) + amount
@@ -85,7 +93,7 @@ class ReadModels:
             checkpoint_key(projection.name, projection.generation, slice_of(tenant)),
             model_key(projection.name, projection.generation, tenant),
         )
-        args: list[Any] = [tenant, expected, page[-1].position, len(adds), len(puts)]
+        args: list[Any] = [tenant, expected, page[-1][0], len(adds), len(puts)]
         for pair in (*adds.items(), *puts.items()):
             args += pair
         answer: int = await self._call("FCALL", "tenantry_projection_v1_apply", 2, *keys, *args)
@@ -166,7 +174,7 @@ class Runner:
                 await self._advance(tenant, head.position)
 
     async def _advance(self, tenant: str, position: int) -> None:
-        pages: dict[int, list[StoredEvent]] = {}  # what one projection has read, the next one mostly wants, too
+        pages: dict[int, list[Decoded]] = {}  # what one projection has read, the next one mostly wants, too
         for projection in self._projections:
             if (projection.name, tenant) in self._parked:
                 continue
@@ -180,7 +188,7 @@ class Runner:
                 self._parked.add((projection.name, tenant))
 
     async def _advance_one(
-        self, projection: Projection, tenant: str, position: int, pages: dict[int, list[StoredEvent]]
+        self, projection: Projection, tenant: str, position: int, pages: dict[int, list[Decoded]]
     ) -> None:
         key = (projection.name, tenant)
         at = self._checkpoints.pop(key, None)  # kept again only when it is known for sure
@@ -189,7 +197,7 @@ class Runner:
         if at > position and (head := await self._store.head(tenant)) and head.position < at:
             raise IntegrityError(f"the log of {tenant!r} ends at {head.position}, its read model has seen {at}")
         while at < position:
-            page = pages.get(at) or await self._store.read(tenant, at, _PAGE_EVENTS)
+            page = pages.get(at) or decoded(await self._store.read(tenant, at, _PAGE_EVENTS))
             if len(pages) < _PAGES_SHARED:
                 pages[at] = page
             if not page:

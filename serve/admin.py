@@ -17,7 +17,6 @@ from events.codec import StoredEvent, decode_record
 from events.envelope import Ok
 from events.errors import KeyRefusedError, NotFoundError
 from events.ids import derived_id
-from events.patience import patiently
 from events.slices import SLICE_COUNT, SYSTEM_TENANT, TENANT_ID
 from events.tenant import (
     CreateTenant,
@@ -33,6 +32,7 @@ from events.tenant import (
 from events.verify import verify
 from projections.directory import PROFILE_FIELD, DirectoryProjection, Profile
 from serve.auth import bearer, push_revocation
+from serve.command_route import CommandRoute
 from serve.doctor import examine
 from serve.http_errors import HttpError
 from serve.keys import digest_of, make_key
@@ -158,6 +158,7 @@ async def admin_only(request: Request, authorization: Annotated[str | None, Head
 IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=255)]
 Svc = Annotated[Services, Depends(services_of)]
 router = APIRouter(prefix="/admin/v1", dependencies=[Depends(admin_only)], tags=["admin"])
+commands = APIRouter(prefix="/admin/v1", dependencies=[Depends(admin_only)], tags=["admin"], route_class=CommandRoute)
 
 
 def command_id_for(services: Services, tenant: str, idempotency_key: str | None) -> str:
@@ -168,7 +169,7 @@ async def _ask(services: Services, tenant: str, command: TenantCommand, command_
     """An id that can't be a tenant's gets the same answer as one that isn't."""
     if not TENANT_ID.fullmatch(tenant):
         raise NotFoundError("tenant", tenant[:80])
-    if not isinstance(command, CreateTenant) and await patiently(lambda: services.store.head(tenant)) is None:
+    if not isinstance(command, CreateTenant) and not await services.tenants.exists(tenant):
         raise NotFoundError("tenant", tenant)
     return await services.asker.ask(tenant, command, actor="admin", command_id=command_id)
 
@@ -189,7 +190,7 @@ def _stamp(response: Response, ok: Ok) -> None:
     response.headers["x-tenantry-position"] = str(ok.position)
 
 
-@router.post("/tenants", status_code=201)
+@commands.post("/tenants", status_code=201)
 async def create_tenant(
     services: Svc, body: NewTenant, response: Response, idempotency_key: IdempotencyKey = None
 ) -> TenantOut:
@@ -231,7 +232,7 @@ async def show_tenant(
     return _tenant_out(Ok(describe(state, tenant, time_us), at))
 
 
-@router.post("/tenants/{tenant}/keys", status_code=201)
+@commands.post("/tenants/{tenant}/keys", status_code=201)
 async def issue_key(
     services: Svc, tenant: str, body: NewKey, response: Response, idempotency_key: IdempotencyKey = None
 ) -> KeyOut:
@@ -250,7 +251,7 @@ async def list_keys(services: Svc, tenant: str) -> KeyList:
     return KeyList(data=[KeyRow(**row) for row in ok.result["keys"]])
 
 
-@router.delete("/tenants/{tenant}/keys/{key_id}")
+@commands.delete("/tenants/{tenant}/keys/{key_id}")
 async def revoke_key(services: Svc, tenant: str, key_id: str, response: Response) -> KeyRow:
     """Revoke a key, at once and for good. Calls that run already are finished."""
     ok = await _ask(services, tenant, RevokeKey(key_id))
@@ -260,7 +261,7 @@ async def revoke_key(services: Svc, tenant: str, key_id: str, response: Response
     return next(KeyRow(**row) for row in listed.result["keys"] if row["key_id"] == key_id)
 
 
-@router.put("/tenants/{tenant}/budget")
+@commands.put("/tenants/{tenant}/budget")
 async def set_budget(
     services: Svc, tenant: str, body: BudgetIn, response: Response, idempotency_key: IdempotencyKey = None
 ) -> BudgetOut:

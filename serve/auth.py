@@ -36,11 +36,30 @@ def bearer(header: str | None) -> str:
     return token.strip()
 
 
+class KnownTenants:
+    """Which tenants there are, asked of the store once each: a tenant, once created, stays."""
+
+    def __init__(self, store: EventStore) -> None:
+        self._store = store
+        self._known: set[str] = set()
+
+    async def exists(self, tenant: str) -> bool:
+        """So that nobody activates a tenant that was made up. Raises StoreUnavailableError."""
+        if tenant in self._known:
+            return True
+        if await patiently(lambda: self._store.head(tenant)) is None:
+            return False
+        if len(self._known) >= CACHE_MAX:
+            self._known.clear()
+        self._known.add(tenant)
+        return True
+
+
 class Authenticator:
     """Fails closed: whoever can't be checked gets an error, never a default."""
 
-    def __init__(self, asker: Asker, store: EventStore, pepper: str, admin_key: str) -> None:
-        self._asker, self._store, self._pepper = asker, store, pepper
+    def __init__(self, asker: Asker, tenants: KnownTenants, pepper: str, admin_key: str) -> None:
+        self._asker, self._tenants, self._pepper = asker, tenants, pepper
         self._admin_digest = hmac.digest(pepper.encode(), admin_key.encode(), "sha256")
         # keyed by the hash of the whole key: a cache keyed by a part of it would mix up keys that share the part
         self._known: OrderedDict[bytes, tuple[float, Principal]] = OrderedDict()
@@ -71,8 +90,8 @@ class Authenticator:
         known = self._known.get(digest)
         if known is not None and known[0] > time.monotonic():
             return known[1]
-        if await patiently(lambda: self._store.head(key.tenant)) is None:
-            raise KeyRefusedError  # never activate a tenant that a stranger made up
+        if not await self._tenants.exists(key.tenant):
+            raise KeyRefusedError
         revocations = self._revocations
         try:
             await self._asker.ask(key.tenant, Authenticate(key.key_id, digest), actor="gateway")

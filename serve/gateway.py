@@ -13,9 +13,9 @@ from starlette.exceptions import HTTPException
 from events.ask import Asker
 from events.errors import KeyRefusedError, PlatformError
 from serve import bootstrap, openapi
-from serve.admin import POSITION_MAX, Svc, router
+from serve.admin import POSITION_MAX, Svc, commands, router
 from serve.asgi import Receive, Scope, Send, header
-from serve.auth import Authenticator, Principal, bearer
+from serve.auth import Authenticator, KnownTenants, Principal, bearer
 from serve.chat import ChatEndpoint
 from serve.http_errors import HttpError, as_http_error, error_body, error_headers, unexpected_error
 from serve.services import Services
@@ -74,6 +74,7 @@ def build_app(body_bytes_max: int) -> FastAPI:
     app = FastAPI(
         title="Tenantry", version=version("tenantry"), docs_url=None, redoc_url=None, max_body_size=body_bytes_max
     )
+    app.include_router(commands)
     app.include_router(router)
     app.add_exception_handler(HttpError, _on_http_error)
     app.add_exception_handler(PlatformError, _on_platform_error)
@@ -136,12 +137,13 @@ class Gateway:
         store = await bootstrap.open_store(settings)
         bus = await bootstrap.open_bus(settings, "gateway")
         asker = Asker(bus)
-        authenticator = Authenticator(asker, store, settings.pepper, settings.admin_key)
+        tenants = KnownTenants(store)
+        authenticator = Authenticator(asker, tenants, settings.pepper, settings.admin_key)
         await authenticator.follow_revocations(bus)
         upstreams = Upstreams(settings.call_timeout_s)
         models = await bootstrap.open_read_models(settings)
         app = build_app(settings.body_bytes_max)
-        app.state.services = Services(settings, store, models, bus, asker, authenticator, upstreams)
+        app.state.services = Services(settings, store, models, bus, asker, tenants, authenticator, upstreams)
         chat = ChatEndpoint(
             {model.name: model for model in settings.models.models},
             authenticator,

@@ -293,7 +293,10 @@ def run(options: Options, say: Say) -> None:
             started.set()
             stop.wait()
             say("Stopping: requests under way are finished first (once more Ctrl-C: at once) …")
-    except (KeyboardInterrupt, SystemExit):  # Ray's own handler of SIGTERM exits
+    except BaseException:
+        # a signal while starting surfaces as whatever it interrupted: Ray's own exit, or an import cut in half
+        if not stop.is_set():
+            raise
         say("Stopped while starting.")
         return
     say("Stopped.")

@@ -6,7 +6,7 @@ from events.ask import Asker
 from events.bus import Bus
 from events.valkey_store import ValkeyEventStore
 from projections.runner import ReadModels
-from serve.auth import Authenticator
+from serve.auth import Authenticator, KnownTenants
 from serve.settings import Settings
 from serve.upstream import Upstreams
 
@@ -17,5 +17,6 @@ class Services(msgspec.Struct, frozen=True):
     models: ReadModels
     bus: Bus
     asker: Asker
+    tenants: KnownTenants
     authenticator: Authenticator
     upstreams: Upstreams

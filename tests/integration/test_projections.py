@@ -3,7 +3,6 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 
@@ -14,7 +13,7 @@ from events.store import Append
 from events.tenant import TenantEvent
 from events.valkey_store import ValkeyEventStore, connect, execute
 from projections.model import Write, checkpoint_key
-from projections.runner import CheckpointMovedError, ReadModels, Runner
+from projections.runner import CheckpointMovedError, ReadModels, Runner, decoded
 from projections.usage import UsageProjection, read_usage
 from tests.kit.factories import created, record, settled
 from tests.kit.servers import Servers
@@ -72,7 +71,7 @@ async def test_a_runner_starts_where_the_last_one_ended(
 async def test_a_page_applied_twice_counts_once(valkey_store: ValkeyEventStore, models: ReadModels) -> None:
     """The read model and its checkpoint change in one step, so the second time is refused as a whole."""
     tenant = await written(valkey_store, [created(), settled("a")])
-    page = await valkey_store.read(tenant, 0)
+    page = decoded(await valkey_store.read(tenant, 0))
     assert await models.apply(USAGE, tenant, page, 0) == 2
     with pytest.raises(CheckpointMovedError):
         await models.apply(USAGE, tenant, page, 0)
@@ -137,7 +136,7 @@ async def test_a_lost_checkpoint_is_noticed_not_counted_again(
     valkey_store: ValkeyEventStore, models: ReadModels, servers: Servers
 ) -> None:
     tenant = await written(valkey_store, [created(), settled("a")])
-    page: Any = await valkey_store.read(tenant, 0)
+    page = decoded(await valkey_store.read(tenant, 0))
     await models.apply(USAGE, tenant, page, 0)
     client = connect(servers.valkey_url, db=2)
     await execute(client, "HSET", checkpoint_key(USAGE.name, USAGE.generation, slice_of(tenant)), tenant, 1)
