@@ -17,12 +17,11 @@ local function wrong_key(keys, tenant)
   return nil
 end
 
-local KINDS = {'stream', 'hash', 'hash', 'hash', 'zset', 'stream', 'set'}
-
+-- Keys of another type than ours. Hashes are read before the first write, and a wrong type stops the function there.
 local function wrong_type(keys)
-  for i = 1, #KINDS do
-    local kind = redis.call('TYPE', keys[i]).ok
-    if kind ~= 'none' and kind ~= KINDS[i] then return keys[i] .. ' is a ' .. kind end
+  for i, kind in pairs({[1] = 'stream', [5] = 'zset', [6] = 'stream', [7] = 'set'}) do
+    local found = redis.call('TYPE', keys[i]).ok
+    if found ~= 'none' and found ~= kind then return keys[i] .. ' is a ' .. found end
   end
   return nil
 end

@@ -144,7 +144,7 @@ def translate(error: Exception, tenant: str, epoch: int) -> Exception:
             return CommandIdReusedError(detail)
         case "CLOSED":
             return TenantClosedError(f"tenant {tenant!r} is {detail}")
-        case "WRONGKEY" | "CORRUPT" | "BADARGS":
+        case "WRONGKEY" | "CORRUPT" | "BADARGS" | "WRONGTYPE":
             return IntegrityError(f"tenant {tenant!r}: {error}")
     if "ID specified in XADD" in str(error):  # the stream's own guard, and the append's first write
         return IntegrityError(f"the log of tenant {tenant!r} is ahead of what the store knows of it: {error}")
