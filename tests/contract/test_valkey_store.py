@@ -58,7 +58,7 @@ async def test_a_key_of_the_wrong_type_stops_the_append_before_it_writes(
     key = f"{slice_tag(slice_of(tenant))}:{kind}:{tenant}"
     await execute(client, "DEL", key)
     await execute(client, "SET", key, "oops")
-    with pytest.raises(IntegrityError, match="is a string|WRONGTYPE"):
+    with pytest.raises(IntegrityError, match=r"is a string|WRONGTYPE"):
         await valkey_store.append(append_request(tenant, epoch=epoch, commands=("a",)))
     assert tenant not in await valkey_store.tenants(slice_of(tenant))
 
