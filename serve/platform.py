@@ -45,6 +45,7 @@ _NATS_USER = "tenantry"
 _LOCAL_OUTPUT_TOKENS_MAX = 256  # two cores make some 40 a second
 _MODEL_READY_TIMEOUT_S = 60.0
 _DEMO_TIMEOUT_S = 60.0
+_SAME_SIGNAL_S = 1.0
 
 Say = Callable[[str], None]
 
@@ -270,13 +271,17 @@ def prepare_demo(base_url: str, admin_key: str) -> str:
 
 def run(options: Options, say: Say) -> None:
     """Start, wait for SIGINT or SIGTERM, drain, stop. A second signal while stopping ends everything at once."""
-    stop = threading.Event()
+    stop, stopped_at = threading.Event(), 0.0
 
     def on_signal(number: int, _frame: object) -> None:
+        nonlocal stopped_at
+        if stop.is_set() and time.monotonic() - stopped_at < _SAME_SIGNAL_S:
+            return  # the kernel says once per thread that the `uv run` around us was killed
         if stop.is_set():
             say(f"{signal.Signals(number).name} again: ending everything at once")
             os._exit(1)  # the guard sees our end and kills what is left
         stop.set()
+        stopped_at = time.monotonic()
         if not started.is_set():
             raise KeyboardInterrupt
 
