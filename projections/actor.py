@@ -25,21 +25,16 @@ class ProjectionActor:
     # async only so that a loop runs already; Ray awaits it
     async def __init__(self, name: str, connect: Connect, models: ConnectModels, slices: Sequence[int]) -> None:  # type: ignore[misc]
         self._name, self._connect, self._connect_models, self._slices = name, connect, models, slices
-        self._runner: Runner | None = None
         self._task = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
         try:
             connections = await self._connect(self._name)
             models = await self._connect_models()
-            self._runner = Runner(connections.store, models, connections.bus, PROJECTIONS, self._slices)
-            await self._runner.run()
+            await Runner(connections.store, models, connections.bus, PROJECTIONS, self._slices).run()
         except Exception:
             log.exception("projection.failed name=%s", self._name)
             end_process()
-
-    async def parked(self) -> list[tuple[str, str]]:
-        return self._runner.parked if self._runner else []
 
 
 def start_projections(connect: Connect, models: ConnectModels, slices: Sequence[int]) -> None:

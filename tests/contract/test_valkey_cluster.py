@@ -34,7 +34,7 @@ async def form_cluster(ports: list[int]) -> None:
     async with asyncio.timeout(30):
         for client in clients:
             while not _agrees(str(await execute(client, "CLUSTER", "INFO"))):  # noqa: ASYNC110 - they only gossip
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.05)  # each node tells its own view, and only when asked
             await client.aclose()
 
 

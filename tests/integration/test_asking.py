@@ -261,7 +261,7 @@ async def test_a_tenant_whose_plan_wants_an_actor_of_its_own_leaves_the_pool(
     await asker.ask(tenant, CreateTenant("Acme", "pro"), actor="test")
     async with asyncio.timeout(5):
         while shard.tenants:  # noqa: ASYNC110 - nothing tells when a tenant has left
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.01)  # the shard leaves in a task of its own, after the reply
 
 
 async def test_one_id_with_two_bodies_in_one_turn_gets_two_answers(asker: Asker, new_tenant: NewTenant) -> None:
