@@ -113,7 +113,10 @@ authorization {{ user: {_quoted(user)}, password: {_quoted(password)} }}
 
 
 def valkey_spec(data_dir: Path, port: int, password: str, more: str = "") -> ServerSpec:
-    """Every acknowledged write is on disk; nothing is ever evicted; short logs cost a quarter of the default."""
+    """Every acknowledged write is on disk; nothing is ever evicted; short logs cost a quarter of the default.
+
+    No process title: Valkey would write it over its environment, and with it the cookie that the guard knows it by.
+    """
     directory = data_dir / "valkey"
     config = f"""\
 bind {LOOPBACK}
@@ -127,6 +130,7 @@ maxmemory-policy noeviction
 stream-node-max-bytes 1024
 client-output-buffer-limit normal 256mb 64mb 60
 loglevel warning
+set-proc-title no
 {more}"""
     path = directory / "valkey.conf"
     return ServerSpec(
