@@ -14,8 +14,9 @@ from functools import reduce
 
 import msgspec
 
+from actors.aggregate import STATE_SCHEMA, State, answer, decide, evolve, is_query
 from actors.commit import Committer
-from actors.tenant import STATE_SCHEMA, TENANT_STREAM, Tenant, answer, decide, evolve, is_query
+from events.catalog import DomainCommand, DomainEvent, decode_command
 from events.clock import Clock
 from events.codec import (
     GENESIS,
@@ -42,7 +43,7 @@ from events.errors import (
     WrongExpectedPositionError,
 )
 from events.store import Append, Appended, CommandResult, EventStore, Head, Known, Placement, Snapshot
-from events.tenant import ExpireReservations, TenantCommand, TenantEvent, decode_command
+from events.tenant import ExpireReservations
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class Request(msgspec.Struct, frozen=True):
     """A command as it lies in a turn, with where its answer goes."""
 
     envelope: Envelope
-    command: TenantCommand
+    command: DomainCommand
     body_hash: bytes
     reply_to: str
 
@@ -71,7 +72,7 @@ class Request(msgspec.Struct, frozen=True):
 class Draft(msgspec.Struct):
     """A turn in the making: state after the commands decided so far, and what would be written."""
 
-    state: Tenant
+    state: State
     versions: dict[str, int]
     records: list[Record]
     commands: list[CommandResult]
@@ -82,7 +83,7 @@ class Draft(msgspec.Struct):
 class Folded(msgspec.Struct, frozen=True, array_like=True):
     """What a snapshot holds: the state, and how many events each stream had by then."""
 
-    state: Tenant
+    state: State
     versions: dict[str, int]
 
 
@@ -114,7 +115,7 @@ class Activation:
         self._mailbox: deque[tuple[bytes, str]] = deque()
         self._running: asyncio.Task[None] | None = None
         self._ended = False
-        self._state = Tenant()
+        self._state = State()
         self._versions: dict[str, int] = {}
         self._position, self._head = 0, GENESIS
         self._epoch, self._owned_at = 0, 0.0
@@ -122,7 +123,7 @@ class Activation:
         self._timer_us = -1  # unknown: the first append sets it
 
     @property
-    def state(self) -> Tenant:
+    def state(self) -> State:
         return self._state
 
     @property
@@ -332,11 +333,11 @@ class Activation:
         draft.unfenced.append((request, reply))
         return reply
 
-    def _record(self, draft: Draft, envelope: Envelope, event: TenantEvent, now_us: int) -> Record:
-        version = draft.versions.get(TENANT_STREAM, 0) + 1
-        draft.versions[TENANT_STREAM] = version
+    def _record(self, draft: Draft, envelope: Envelope, event: DomainEvent, now_us: int) -> Record:
+        version = draft.versions.get(event.stream, 0) + 1
+        draft.versions[event.stream] = version
         return Record(
-            stream=TENANT_STREAM,
+            stream=event.stream,
             version=version,
             time_us=now_us,
             command_id=envelope.command_id,

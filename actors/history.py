@@ -1,18 +1,18 @@
 """A tenant as it was: the log folded up to a position."""
 
-from actors.tenant import Tenant, evolve
+from actors.aggregate import State, evolve
 from events.codec import decode_event, decode_record
 from events.errors import NotFoundError
 from events.store import EventStore
 
 
-async def state_at(store: EventStore, tenant: str, position: int) -> tuple[Tenant, int]:
+async def state_at(store: EventStore, tenant: str, position: int) -> tuple[State, int]:
     """The state after the event at ``position``, and that event's time in microseconds.
 
     Raises:
         NotFoundError: The log does not reach that position.
     """
-    state, at, time_us = Tenant(), 0, 0
+    state, at, time_us = State(), 0, 0
     while at < position:
         page = await store.read(tenant, at, min(500, position - at))
         if not page:

@@ -34,7 +34,6 @@ from events.tenant import (
     KeyRevoked,
     ListKeys,
     Plan,
-    Query,
     ReservationExpired,
     ReserveCall,
     RevokeKey,
@@ -47,8 +46,6 @@ from events.tenant import (
     check_name,
 )
 
-TENANT_STREAM = "tenant"
-STATE_SCHEMA = 1  # raise it whenever Tenant changes: older snapshots are then replayed instead of misread
 _DAY_US = 24 * 3600 * 1_000_000
 _EXPIRED_AT_ONCE_MAX = 500
 _RESERVATION_TTL_US_MAX = _DAY_US
@@ -331,7 +328,3 @@ def describe(state: Tenant, tenant: str, now_us: int) -> dict[str, Any]:
         "calls_open": len(state.reservations),
         "version": state.version,
     }
-
-
-def is_query(command: TenantCommand) -> bool:
-    return isinstance(command, Query)

@@ -19,7 +19,7 @@ from events.errors import (
     TransientError,
 )
 from events.ids import IdSource, system_ids
-from events.tenant import Command
+from events.messages import Command
 
 ASK_TIMEOUT_S = 10.0
 # An actor that was killed took its unanswered asks along: ask again, the command id makes that harmless.

@@ -10,8 +10,9 @@ from typing import Any
 
 import msgspec
 
+from events.catalog import DomainEvent
 from events.errors import IntegrityError, UnknownEventError
-from events.tenant import Event, TenantEvent
+from events.messages import Event
 
 GENESIS = bytes(32)  # the hash before the first event
 
@@ -52,7 +53,7 @@ class StoredEvent(msgspec.Struct, frozen=True, array_like=True):
 
 _encoder = msgspec.msgpack.Encoder()
 _record_decoder = msgspec.msgpack.Decoder(Record)
-_event_decoder: msgspec.msgpack.Decoder[TenantEvent] = msgspec.msgpack.Decoder(TenantEvent)
+_event_decoder: msgspec.msgpack.Decoder[DomainEvent] = msgspec.msgpack.Decoder(DomainEvent)
 
 
 def event_type(event: Event) -> str:
@@ -76,7 +77,7 @@ def decode_record(record: bytes) -> Record:
         raise IntegrityError(f"not an event record: {error}") from error
 
 
-def decode_event(data: bytes | msgspec.Raw) -> TenantEvent:
+def decode_event(data: bytes | msgspec.Raw) -> DomainEvent:
     """The event in its newest shape.
 
     Raises:
@@ -89,7 +90,7 @@ def decode_event(data: bytes | msgspec.Raw) -> TenantEvent:
         return _decode_old_event(data, error)
 
 
-def _decode_old_event(data: bytes | msgspec.Raw, cause: Exception) -> TenantEvent:
+def _decode_old_event(data: bytes | msgspec.Raw, cause: Exception) -> DomainEvent:
     try:
         plain = msgspec.msgpack.decode(data)
         tag = plain["type"]
@@ -102,11 +103,11 @@ def _decode_old_event(data: bytes | msgspec.Raw, cause: Exception) -> TenantEven
     while tag in UPCASTERS:
         tag, upcast = UPCASTERS[tag]
         plain = {**upcast(plain), "type": tag}
-    event: TenantEvent = msgspec.convert(plain, TenantEvent)
+    event: DomainEvent = msgspec.convert(plain, DomainEvent)
     return event
 
 
-_CURRENT_TAGS = {kind.__struct_config__.tag for kind in TenantEvent.__args__}
+_CURRENT_TAGS = {kind.__struct_config__.tag for kind in DomainEvent.__args__}
 
 
 def next_hash(previous: bytes, record: bytes) -> bytes:

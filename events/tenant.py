@@ -7,9 +7,8 @@ no call's cost is ever rounded; micro-USD would round most of them.
 import re
 from typing import Literal
 
-import msgspec
-
 from events.errors import InvalidCommandError
+from events.messages import Command, Event, Query
 
 Plan = Literal["free", "pro", "enterprise"]
 Window = Literal["day", "week", "month", "total"]
@@ -18,14 +17,6 @@ Outcome = Literal["ok", "cancelled", "failed"]
 UsageSource = Literal["measured", "estimated", "unknown"]
 
 _PRINTABLE = re.compile(r"[^\x00-\x1f\x7f]{1,200}")
-
-
-class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type"):
-    """A wish that may be refused."""
-
-
-class Query(Command, frozen=True):
-    """Reads the tenant's own state; writes nothing."""
 
 
 class CreateTenant(Command, frozen=True, tag="tenant.create"):
@@ -94,10 +85,6 @@ TenantCommand = (
 )
 
 
-class Event(msgspec.Struct, frozen=True, tag_field="type"):
-    """A fact. Its tag is its type and schema version; a new field has a default, a changed meaning is a new tag."""
-
-
 class TenantCreated(Event, frozen=True, tag="tenant.created.v1"):
     name: str
     plan: Plan
@@ -152,16 +139,6 @@ class ReservationExpired(Event, frozen=True, tag="call.reservation_expired.v1"):
 
 
 TenantEvent = TenantCreated | KeyIssued | KeyRevoked | BudgetSet | CallReserved | CallSettled | ReservationExpired
-
-_command_decoder: msgspec.msgpack.Decoder[TenantCommand] = msgspec.msgpack.Decoder(TenantCommand)
-
-
-def decode_command(body: bytes | msgspec.Raw) -> TenantCommand:
-    """Raises InvalidCommandError with what was wrong."""
-    try:
-        return _command_decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidCommandError(f"not a command of a tenant: {error}") from error
 
 
 def check_name(kind: str, text: str) -> None:

@@ -2,8 +2,9 @@
 
 import msgspec
 
+from events.catalog import DomainEvent
 from events.codec import Record
-from events.tenant import Plan, TenantCreated, TenantEvent
+from events.tenant import Plan, TenantCreated
 from projections.model import Put, Write
 
 PROFILE_FIELD = "profile"
@@ -20,7 +21,7 @@ class DirectoryProjection:
     name = "directory"
     generation = 1
 
-    def apply(self, tenant: str, record: Record, event: TenantEvent) -> list[Write]:
+    def apply(self, tenant: str, record: Record, event: DomainEvent) -> list[Write]:
         if isinstance(event, TenantCreated):
             profile = Profile(tenant, event.name, event.plan, event.created_us)
             return [Put(PROFILE_FIELD, msgspec.json.encode(profile))]

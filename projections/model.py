@@ -8,9 +8,9 @@ from typing import Protocol
 
 import msgspec
 
+from events.catalog import DomainEvent
 from events.codec import Record
 from events.slices import slice_of, slice_tag
-from events.tenant import TenantEvent
 
 
 class Add(msgspec.Struct, frozen=True, array_like=True, tag="add"):
@@ -32,7 +32,7 @@ class Projection(Protocol):
     name: str
     generation: int  # part of every key; a rebuild writes a new one beside the live one
 
-    def apply(self, tenant: str, record: Record, event: TenantEvent) -> list[Write]:
+    def apply(self, tenant: str, record: Record, event: DomainEvent) -> list[Write]:
         """What the event changes in the tenant's read model. Pure."""
         ...
 

@@ -9,11 +9,11 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from events.bus import Bus, live_subject
+from events.catalog import DomainEvent
 from events.codec import Record, StoredEvent, decode_event, decode_record
 from events.errors import BusUnavailableError, IntegrityError, PlatformError, TransientError
 from events.slices import slice_of
 from events.store import TAIL_POINTERS_MAX, EventStore
-from events.tenant import TenantEvent
 from events.valkey_store import Client, execute, load_library, translate
 from projections.model import Add, Projection, Put, checkpoint_key, model_key
 
@@ -29,7 +29,7 @@ _HEALTHY_AFTER_S = 10.0
 _GATHER_S = 0.05
 
 
-Decoded = tuple[int, Record, TenantEvent]  # position, record, event
+Decoded = tuple[int, Record, DomainEvent]  # position, record, event
 
 
 def decoded(page: Sequence[StoredEvent]) -> list[Decoded]:

@@ -5,8 +5,9 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from events.catalog import DomainEvent
 from events.codec import Record
-from events.tenant import CallSettled, ReservationExpired, TenantEvent
+from events.tenant import CallSettled, ReservationExpired
 from projections.model import Add, Write
 
 _COUNTERS = ("requests", "failed", "unknown", "input_tokens", "output_tokens", "cost_nano_usd")
@@ -33,7 +34,7 @@ class UsageProjection:
     name = "usage"
     generation = 1
 
-    def apply(self, tenant: str, record: Record, event: TenantEvent) -> list[Write]:
+    def apply(self, tenant: str, record: Record, event: DomainEvent) -> list[Write]:
         match event:
             case CallSettled():
                 has_failed = event.outcome == "failed"

@@ -13,7 +13,8 @@ from starlette.exceptions import HTTPException
 from events.ask import Asker
 from events.errors import KeyRefusedError, PlatformError
 from serve import bootstrap, openapi
-from serve.admin import POSITION_MAX, Svc, commands, router
+from serve.admin import commands, router
+from serve.admin.routes import POSITION_MAX, Svc
 from serve.asgi import Receive, Scope, Send, header
 from serve.auth import Authenticator, KnownTenants, Principal, bearer
 from serve.chat import ChatEndpoint

@@ -14,7 +14,16 @@ MAY_IMPORT = {
     "projections": {"events", "projections"},
     "serve": {"events", "actors", "projections", "serve"},
 }
-PURE = ["actors/tenant.py", "events/tenant.py", "events/codec.py", "projections/usage.py", "serve/chat_request.py"]
+PURE = [
+    "actors/aggregate.py",
+    "actors/tenant.py",
+    "events/catalog.py",
+    "events/codec.py",
+    "events/messages.py",
+    "events/tenant.py",
+    "projections/usage.py",
+    "serve/chat_request.py",
+]
 CLOCKS_AND_DICE = {"time", "random", "secrets", "os", "asyncio", "socket"}
 
 
@@ -33,7 +42,7 @@ def imported(path: Path) -> set[str]:
 def test_imports_go_one_way(package: str) -> None:
     for path in (ROOT / package).rglob("*.py"):
         ours = imported(path) & (MAY_IMPORT.keys() | {"tests"})
-        if path.name == "cli.py":
+        if path.match("serve/cli/bench.py"):
             ours -= {"tests"}  # `tenantry bench` runs from a clone
         assert ours <= MAY_IMPORT[package], path
 

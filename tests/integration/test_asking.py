@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 
 from actors import activation
+from actors.aggregate import STATE_SCHEMA
 from actors.shard import Shard
-from actors.tenant import STATE_SCHEMA
 from events.ask import Asker
 from events.bus import Bus, ask_subject
 from events.clock import SystemClock

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from actors.tenant import TENANT_STREAM
 from events.codec import GENESIS, Entry, Record, chain, encode_data
 from events.ids import uuid7
+from events.messages import TENANT_STREAM
 from events.store import Append, CommandResult
 from events.tenant import CallReserved, CallSettled, KeyIssued, TenantCreated, TenantEvent
 

@@ -1,0 +1,58 @@
+"""What one tenant's actor decides on: all aggregates of the tenant together, because one append covers them all. Pure.
+
+Each aggregate has a module of its own with ``decide`` and ``evolve``; here commands and events find theirs.
+"""
+
+from typing import Any
+
+import msgspec
+
+from actors import tenant as tenants
+from actors.tenant import Tenant
+from events.catalog import DomainCommand, DomainEvent
+from events.messages import Query
+from events.store import Placement
+
+STATE_SCHEMA = 2  # raise it whenever State changes: older snapshots are then replayed instead of misread
+
+
+class State(msgspec.Struct, frozen=True):
+    """Folded from all events of the tenant's log."""
+
+    tenant: Tenant = Tenant()
+
+    @property
+    def exists(self) -> bool:
+        return self.tenant.exists
+
+    @property
+    def placement(self) -> Placement:
+        return self.tenant.placement
+
+    @property
+    def next_timer_us(self) -> int:
+        """When the tenant wants to be woken next, for whatever reason; 0: never."""
+        return self.tenant.next_timer_us
+
+
+def decide(state: State, tenant: str, command: DomainCommand, now_us: int) -> list[DomainEvent]:
+    """What should happen. An empty list: what was asked for is so already.
+
+    Raises:
+        Refusal: The command can't be granted; nothing happens.
+    """
+    return tenants.decide(state.tenant, tenant, command, now_us)
+
+
+def evolve(state: State, event: DomainEvent) -> State:
+    """What is now true. History can't be refused, so no rule is checked here."""
+    return State(tenants.evolve(state.tenant, event))
+
+
+def answer(state: State, tenant: str, command: DomainCommand, now_us: int) -> dict[str, Any]:
+    """The result of a command that was granted, as plain data; ``state`` is the one after its events."""
+    return tenants.answer(state.tenant, tenant, command, now_us)
+
+
+def is_query(command: DomainCommand) -> bool:
+    return isinstance(command, Query)

@@ -1,0 +1,20 @@
+"""All that can be asked of a tenant's actor, and all that can be in its log: one module per family, listed here."""
+
+import msgspec
+
+from events.errors import InvalidCommandError
+from events.tenant import TenantCommand, TenantEvent
+
+# Families are joined with ``|``; a tag belongs to one family only.
+DomainCommand = TenantCommand
+DomainEvent = TenantEvent
+
+_command_decoder: msgspec.msgpack.Decoder[DomainCommand] = msgspec.msgpack.Decoder(DomainCommand)
+
+
+def decode_command(body: bytes | msgspec.Raw) -> DomainCommand:
+    """Raises InvalidCommandError with what was wrong."""
+    try:
+        return _command_decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidCommandError(f"not a command of a tenant: {error}") from error

@@ -1,0 +1,113 @@
+"""A tenant's log: read it, follow it, verify it, open it again."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import Query
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
+
+from events.bus import live_subject, unsubscribe
+from events.codec import StoredEvent, decode_record
+from events.errors import NotFoundError
+from events.slices import TENANT_ID
+from events.verify import verify
+from serve.admin.routes import POSITION_MAX, Svc, head_position, router
+from serve.services import Services
+
+_FOLLOW_RECHECK_S = 1.0  # a live hint can get lost, the log can't
+
+
+class EventOut(BaseModel):
+    position: int
+    stream: str
+    version: int
+    type: str
+    time_us: int
+    command_id: str
+    correlation_id: str
+    actor: str
+    epoch: int
+    hash: str
+    data: dict[str, Any]
+
+
+class EventPage(BaseModel):
+    data: list[EventOut]
+    next_after: int | None = None
+
+
+class VerifiedOut(BaseModel):
+    tenant: str
+    events: int
+    head_hash: str
+
+
+@router.get("/tenants/{tenant}/verify")
+async def verify_tenant(services: Svc, tenant: str) -> VerifiedOut:
+    """Walk the tenant's hash chain from its first event. 500 `chain_broken` names the first bad position."""
+    if not TENANT_ID.fullmatch(tenant):
+        raise NotFoundError("tenant", tenant[:80])
+    return VerifiedOut(**msgspec.structs.asdict(await verify(services.store, tenant)))
+
+
+@router.get("/tenants/{tenant}/events", response_model=EventPage)
+async def tenant_events(
+    services: Svc,
+    tenant: str,
+    after: Annotated[int, Query(ge=0, le=POSITION_MAX)] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    follow: bool = False,
+) -> Any:
+    """Events after a position, as a page, or with `follow=true` as server-sent events without end (`id:` is the position)."""
+    await head_position(services, tenant)
+    if follow:
+        return StreamingResponse(_follow(services, tenant, after), media_type="text/event-stream")
+    page = [_event_out(stored) for stored in await services.store.read(tenant, after, limit)]
+    return EventPage(data=page, next_after=page[-1].position if len(page) == limit else None)
+
+
+async def _follow(services: Services, tenant: str, after: int) -> AsyncIterator[bytes]:
+    news = asyncio.Event()
+    # the usage projection announces every position it reaches, so its hint says that there is something new
+    subscription = await services.bus.subscribe(live_subject(tenant, "usage"), lambda _data, _reply: news.set())
+    try:
+        yield b": following\n\n"  # opens the stream, so that the caller sees it is accepted
+        while True:
+            news.clear()
+            while page := await services.store.read(tenant, after):
+                for stored in page:
+                    after = stored.position
+                    yield b"id: %d\ndata: %s\n\n" % (after, _event_out(stored).model_dump_json().encode())
+            try:
+                await asyncio.wait_for(news.wait(), _FOLLOW_RECHECK_S)
+            except TimeoutError:
+                yield b": still here\n\n"  # a reader that has left shows only when something is sent to it
+    finally:
+        await unsubscribe(subscription)
+
+
+def _event_out(stored: StoredEvent) -> EventOut:
+    record = decode_record(stored.record)
+    data: dict[str, Any] = msgspec.to_builtins(msgspec.msgpack.decode(record.data))
+    return EventOut(
+        position=stored.position,
+        type=data.pop("type"),
+        hash=stored.hash.hex(),
+        data=data,
+        **{
+            name: getattr(record, name)
+            for name in ("stream", "version", "time_us", "command_id", "correlation_id", "actor", "epoch")
+        },
+    )
+
+
+@router.post("/tenants/{tenant}/resume")
+async def resume_tenant(services: Svc, tenant: str) -> VerifiedOut:
+    """Open a halted tenant again. Its log is verified first; a broken one stays halted."""
+    await head_position(services, tenant)
+    verified = await verify(services.store, tenant)
+    await services.store.resume(tenant)
+    return VerifiedOut(**msgspec.structs.asdict(verified))

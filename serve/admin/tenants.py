@@ -1,0 +1,146 @@
+"""Tenants: create, list, show, and what they may spend."""
+
+import contextlib
+from typing import Annotated, Literal
+
+import msgspec
+from fastapi import Query, Response
+from pydantic import BaseModel, Field
+
+from actors.history import state_at
+from actors.tenant import describe
+from events.envelope import Ok
+from events.slices import SLICE_COUNT, SYSTEM_TENANT, TENANT_ID
+from events.tenant import CreateTenant, DescribeTenant, Plan, SetBudget, Window
+from projections.directory import PROFILE_FIELD, DirectoryProjection, Profile
+from serve.admin.routes import (
+    POSITION_MAX,
+    IdempotencyKey,
+    Svc,
+    ask,
+    command_id_for,
+    commands,
+    head_position,
+    router,
+    stamp,
+)
+from serve.http_errors import HttpError
+from serve.settings import money, nano_usd
+from serve.usage import NotProjectedError, TenantUsage, usage_of, wait_for_projection
+
+
+class NewTenant(BaseModel, extra="forbid"):
+    id: Annotated[str, Field(pattern=f"^{TENANT_ID.pattern}$")]
+    name: Annotated[str, Field(max_length=200, description="Shown to people; the id where left out")] = ""
+    plan: Plan = "free"
+
+
+class BudgetIn(BaseModel, extra="forbid"):
+    limit_usd: Annotated[str, Field(max_length=40, examples=["25.00"])]
+    window: Window
+
+
+class BudgetOut(BudgetIn):
+    pass
+
+
+class TenantOut(BaseModel):
+    id: str
+    name: str
+    plan: Plan
+    created_us: int
+    placement: Literal["pool", "silo"]
+    keys_active: int
+    budget: BudgetOut | None
+    spent_usd: str
+    reserved_usd: str
+    calls_open: int
+    position: int
+
+
+class TenantRow(BaseModel):
+    id: str
+    name: str
+    plan: Plan
+    created_us: int
+
+
+class TenantList(BaseModel):
+    data: list[TenantRow]
+    next: str | None = None
+
+
+def _tenant_out(ok: Ok) -> TenantOut:
+    plain = ok.result
+    budget = plain["budget"]
+    return TenantOut(
+        **{key: plain[key] for key in ("id", "name", "plan", "created_us", "placement", "keys_active", "calls_open")},
+        budget=budget and BudgetOut(limit_usd=money(budget["limit_nano_usd"]), window=budget["window"]),
+        spent_usd=money(plain["spent_nano_usd"]),
+        reserved_usd=money(plain["reserved_nano_usd"]),
+        position=ok.position,
+    )
+
+
+@commands.post("/tenants", status_code=201)
+async def create_tenant(
+    services: Svc, body: NewTenant, response: Response, idempotency_key: IdempotencyKey = None
+) -> TenantOut:
+    """Create a tenant. Plan `free` shares an actor with others, `pro` and `enterprise` get their own."""
+    if body.id == SYSTEM_TENANT:
+        raise HttpError(422, "invalid_request", f"the id {SYSTEM_TENANT!r} is taken by the platform itself", param="id")
+    command_id = command_id_for(services, body.id, idempotency_key)
+    ok = await ask(services, body.id, CreateTenant(body.name or body.id, body.plan), command_id)
+    with contextlib.suppress(NotProjectedError):  # the wait is so that a list shows it; it is created in any case
+        await wait_for_projection(services, DirectoryProjection(), body.id, ok.position)
+    stamp(response, ok)
+    return _tenant_out(ok)
+
+
+@router.get("/tenants")
+async def list_tenants(services: Svc, after: str = "", limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> TenantList:
+    """Tenants by id. `next` is the `after` of the following page."""
+    names = [name for number in range(SLICE_COUNT) for name in await services.store.tenants(number)]
+    page = sorted(name for name in names if name > after)[: limit + 1]
+    rows = []
+    for name in page[:limit]:
+        profile = (await services.models.fields(DirectoryProjection(), name)).get(PROFILE_FIELD.encode())
+        if profile is not None:
+            rows.append(TenantRow(**msgspec.structs.asdict(msgspec.json.decode(profile, type=Profile))))
+    return TenantList(data=rows, next=page[limit - 1] if len(page) > limit else None)
+
+
+@router.get("/tenants/{tenant}")
+async def show_tenant(
+    services: Svc,
+    tenant: str,
+    at: Annotated[int | None, Query(ge=1, le=POSITION_MAX, description="A past position of its log")] = None,
+) -> TenantOut:
+    """The tenant as it is, or as it was right after the event at a position."""
+    if at is None:
+        return _tenant_out(await ask(services, tenant, DescribeTenant()))
+    await head_position(services, tenant)
+    state, time_us = await state_at(services.store, tenant, at)
+    return _tenant_out(Ok(describe(state.tenant, tenant, time_us), at))
+
+
+@commands.put("/tenants/{tenant}/budget")
+async def set_budget(
+    services: Svc, tenant: str, body: BudgetIn, response: Response, idempotency_key: IdempotencyKey = None
+) -> BudgetOut:
+    """Set how much the tenant may spend per window (UTC). Another window starts to count anew."""
+    try:
+        limit = nano_usd(body.limit_usd)
+    except ValueError as error:
+        raise HttpError(400, "invalid_request", str(error), param="limit_usd") from error
+    ok = await ask(services, tenant, SetBudget(limit, body.window), command_id_for(services, tenant, idempotency_key))
+    stamp(response, ok)
+    return BudgetOut(limit_usd=money(limit), window=body.window)
+
+
+@router.get("/tenants/{tenant}/usage")
+async def tenant_usage(
+    services: Svc, tenant: str, min_position: Annotated[int, Query(ge=0, le=POSITION_MAX)] = 0
+) -> TenantUsage:
+    await head_position(services, tenant)
+    return await usage_of(services, tenant, min_position)

@@ -1,0 +1,40 @@
+"""``tenantry``: run the platform, look after its tenants."""
+
+import sys
+from typing import NoReturn
+
+import typer
+
+from events.errors import PlatformError
+from serve.cli import bench, log, platform, usage
+from serve.cli.keys import keys
+from serve.cli.tenants import show_tenant, tenants
+from serve.client import NotRunningError
+
+app = typer.Typer(
+    help="Tenantry: a multi-tenant AI platform on Ray. Start with `tenantry up`.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(platform.up)
+app.add_typer(tenants, name="tenant")
+app.add_typer(keys, name="key")
+app.command("show", hidden=True)(show_tenant)
+app.command()(log.events)
+app.command()(usage.usage)
+app.command()(log.verify)
+app.command()(platform.doctor)
+app.command()(bench.bench)
+
+
+def _fail(error: PlatformError) -> NoReturn:
+    print(f"tenantry: {error}", file=sys.stderr)
+    raise SystemExit(2 if isinstance(error, NotRunningError) else 1)
+
+
+def main() -> None:
+    try:
+        app()
+    except PlatformError as error:
+        _fail(error)

@@ -1,0 +1,77 @@
+"""``tenantry tenant``: who uses the platform, and what they may spend."""
+
+from typing import Annotated
+
+import typer
+
+from serve.cli.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption, TenantArgument
+from serve.cli.output import print_json, show, table, time_text
+from serve.client import AdminClient
+
+tenants = typer.Typer(no_args_is_help=True, help="Create, list and show tenants, and set their budgets.")
+
+
+@tenants.command("create")
+def create_tenant(
+    tenant: TenantArgument,
+    name: Annotated[str, typer.Option(help="A name to show. [default: the id]")] = "",
+    plan: Annotated[str, typer.Option(help="free shares an actor; pro and enterprise get their own.")] = "free",
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    as_json: JsonOption = False,
+) -> None:
+    """Create a tenant. Its id may hold a-z, 0-9 and -."""
+    body = {"id": tenant, "name": name, "plan": plan}
+    show(AdminClient.find(data_dir).call("POST", "/tenants", body), as_json)
+
+
+@tenants.command("list")
+def list_tenants(data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False) -> None:
+    """List tenants by id."""
+    client, rows, after = AdminClient.find(data_dir), [], ""
+    while True:
+        page = client.call("GET", "/tenants", after=after)
+        rows += page["data"]
+        if not (after := page["next"]):
+            break
+    if as_json:
+        print_json(rows)
+    else:
+        table(
+            ["id", "name", "plan", "created"],
+            [[r["id"], r["name"], r["plan"], time_text(r["created_us"])] for r in rows],
+        )
+
+
+@tenants.command("show")
+def show_tenant(
+    tenant: TenantArgument,
+    at: Annotated[
+        int | None, typer.Option(min=1, help="As it was after the event at this position of its log.")
+    ] = None,
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a tenant's plan, budget and what is open: now, or at a past position of its log."""
+    query = {} if at is None else {"at": at}
+    show(AdminClient.find(data_dir).call("GET", f"/tenants/{tenant}", **query), as_json)
+
+
+@tenants.command("budget")
+def set_budget(
+    tenant: TenantArgument,
+    limit_usd: Annotated[str, typer.Argument(help="USD, such as 25.00")],
+    window: Annotated[str, typer.Option(help="day, week, month (UTC) or total")] = "month",
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    as_json: JsonOption = False,
+) -> None:
+    """Set how much a tenant may spend per window. A call that might exceed it is refused before it starts."""
+    body = {"limit_usd": limit_usd, "window": window}
+    show(AdminClient.find(data_dir).call("PUT", f"/tenants/{tenant}/budget", body), as_json)
+
+
+@tenants.command("resume")
+def resume_tenant(
+    tenant: TenantArgument, data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False
+) -> None:
+    """Open a tenant again that was halted because its log was not what it should be. Verifies the log first."""
+    show(AdminClient.find(data_dir).call("POST", f"/tenants/{tenant}/resume"), as_json)
