@@ -42,6 +42,7 @@ from events.errors import (
     TooLargeError,
     WrongExpectedPositionError,
 )
+from events.failpoints import failpoint
 from events.store import Append, Appended, CommandResult, EventStore, Head, Known, Placement, Snapshot
 from events.tenant import ExpireReservations
 
@@ -143,6 +144,7 @@ class Activation:
         """
         asked_at = time.monotonic()
         head = await self._store.claim(self.tenant)
+        failpoint("claim.after_epoch_before_load")
         self._epoch, self._owned_at = head.epoch, asked_at
         if head.status != "active":
             raise TenantClosedError(f"tenant {self.tenant!r} is {head.status}: `tenantry verify` says why")
@@ -176,6 +178,7 @@ class Activation:
         state = encode(Folded(self._state, self._versions))
         snapshot = Snapshot(STATE_SCHEMA, self._position, self._head, state)
         self._snapshot_position = snapshot.position
+        failpoint("snap.before_write")
         try:
             await self._store.save_snapshot(self.tenant, snapshot)
         except PlatformError as error:
@@ -254,8 +257,10 @@ class Activation:
                 await self._serve_in_parts(waiting, error)
                 return
             if known is None:
+                failpoint("actor.after_append_before_reply")
                 for reply_to, encoded in draft.replies:
                     await self._send(reply_to, encoded)
+                    failpoint("actor.mid_replies")
                 await self._answer_unfenced(draft.unfenced)
                 return
             waiting = await self._answer_known(waiting, known)
@@ -273,6 +278,7 @@ class Activation:
 
     async def _open(self, data: bytes, reply_to: str) -> Request | None:
         """The message as a request; None where it was answered or dropped already."""
+        failpoint("actor.before_decode")
         try:
             envelope = decode_envelope(data)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -413,6 +419,7 @@ class Activation:
         """Answer what the log answered before; return what is still to be decided, on the caught-up state."""
         await self._catch_up()
         stored = await self._store.replies(self.tenant, command_ids) if command_ids else {}
+        failpoint("actor.after_dedupe_read")
         undecided = []
         for request in requests:
             before = None if is_query(request.command) else stored.get(request.envelope.command_id)

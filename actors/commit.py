@@ -5,6 +5,7 @@ so that one fsync serves many.
 import asyncio
 from collections.abc import Sequence
 
+from events.failpoints import failpoint
 from events.store import Append, Appended, AppendOutcome, EventStore, Known
 
 
@@ -42,6 +43,9 @@ class Committer:
 
     async def _outcomes(self, requests: Sequence[Append]) -> Sequence[AppendOutcome]:
         try:
-            return await self._store.append_many(requests)
+            failpoint("append.before_fcall")
+            outcomes = await self._store.append_many(requests)
+            failpoint("append.after_fcall_before_reply")
+            return outcomes
         except Exception as error:  # noqa: BLE001 - a defect in the adapter must reach the callers, not end the loop
             return [error] * len(requests)

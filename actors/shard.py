@@ -11,6 +11,7 @@ from actors.commit import Committer
 from events.bus import Bus, ask_subject, unsubscribe
 from events.clock import Clock
 from events.errors import NotServedError
+from events.failpoints import failpoint
 from events.slices import is_tenant_id
 from events.store import EventStore, Placement
 
@@ -61,7 +62,9 @@ class Shard:
             self._move_out,
         )
         await activation.start()
+        failpoint("activation.after_load_before_subscribe")
         subscription = await self._bus.subscribe(ask_subject(tenant), activation.deliver)
+        failpoint("activation.after_subscribe_before_register")
         if activation.has_ended:  # fenced before it was even registered
             await unsubscribe(subscription)
             raise NotServedError(tenant, "another activation took over")
@@ -93,8 +96,10 @@ class Shard:
             return
         activation, subscription = hosted
         await unsubscribe(subscription)
+        failpoint("drain.mid")
         await activation.drain()
         await activation.save_snapshot()
+        failpoint("drain.before_end")
         activation.end()
 
     async def close(self) -> None:

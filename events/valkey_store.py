@@ -33,6 +33,7 @@ from events.errors import (
     TenantClosedError,
     WrongExpectedPositionError,
 )
+from events.failpoints import failpoint
 from events.slices import SLICE_COUNT, slice_of, slice_tag
 from events.store import (
     REPLY_TTL_S,
@@ -307,6 +308,7 @@ class ValkeyEventStore:
     async def save_snapshot(self, tenant: str, snapshot: Snapshot) -> None:
         key = f"{slice_tag(slice_of(tenant))}:snapshots:{tenant}"
         await self._call(tenant, "HSET", key, snapshot.position, _encode(snapshot))
+        failpoint("snap.mid_write")
         kept = sorted(map(int, await self._call(tenant, "HKEYS", key)))
         if old := kept[:-SNAPSHOTS_KEPT]:
             await self._call(tenant, "HDEL", key, *old)

@@ -12,6 +12,7 @@ from events.bus import Bus, live_subject
 from events.catalog import DomainEvent
 from events.codec import Record, StoredEvent, decode_event, decode_record
 from events.errors import BusUnavailableError, IntegrityError, PlatformError, TransientError
+from events.failpoints import failpoint
 from events.slices import slice_of
 from events.store import TAIL_POINTERS_MAX, EventStore
 from events.valkey_store import Client, execute, load_library, translate
@@ -202,8 +203,10 @@ class Runner:
                 pages[at] = page
             if not page:
                 raise IntegrityError(f"log of {tenant!r} ends at {at}, its slice says {position}")
+            failpoint("proj.before_txn")
             try:
                 at = await self._models.apply(projection, tenant, page, at)
+                failpoint("proj.after_txn")
             except CheckpointMovedError:
                 at = await self._models.checkpoint(projection, tenant)
         self._checkpoints[key] = at

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from actors.supervision.root import start_root_supervisor
+from events import failpoints
 from events.bus import Bus
 from events.process import Connections, end_process
 from events.slices import SLICE_COUNT
@@ -28,6 +29,9 @@ async def open_read_models(settings: Settings) -> ReadModels:
 
 
 async def open_bus(settings: Settings, name: str) -> Bus:
+    """Every process of the platform has one, so this is also where failpoints are armed."""
+    if settings.failpoints:
+        failpoints.arm(settings.failpoints, settings.failpoints_seed)
     return await Bus.connect(settings.nats_url, name, end_process)
 
 

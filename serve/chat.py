@@ -13,6 +13,7 @@ import msgspec
 from events.ask import Asker
 from events.envelope import Ok
 from events.errors import CommandRefusedError, PlatformError
+from events.failpoints import failpoint
 from events.tenant import Outcome, ReserveCall, SettleCall
 from serve.asgi import ClientLeftError, Receive, Responder, Scope, Send, header, read_body, run_unless_client_leaves
 from serve.auth import Authenticator, Principal
@@ -89,6 +90,7 @@ class ChatEndpoint:
             self._start_settling(running, NOTHING, "failed")
             raise
         running.reserved_position = reserved.position
+        failpoint("gw.after_reserve")
         try:
             # a client that reads slowly, or not at all, holds its call no longer than a slow model may
             async with asyncio.timeout(self._call_timeout_s):
@@ -160,6 +162,7 @@ class ChatEndpoint:
 
     def _start_settling(self, running: OpenCall, tokens: Tokens, outcome: Outcome) -> "asyncio.Task[Ok | None]":
         running.settled = True
+        failpoint("gw.before_settle")
         task = asyncio.create_task(self._book(running, tokens, outcome), name=f"settle-{running.call_id}")
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import BaseModel, Field, PositiveInt, ValidationError, field_validator, model_validator
 
+from events import failpoints
 from events.errors import PlatformError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}$")]
@@ -98,6 +99,17 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     pool_shards: PositiveInt = 1
     call_timeout_s: Annotated[float, Field(gt=0, le=12 * 3600)] = 600.0  # one model call, from connect to last byte
     body_bytes_max: PositiveInt = 4 * 1024 * 1024
+    failpoints: str = ""  # for fault tests, see events/failpoints.py
+    failpoints_seed: int = 0
+
+    @field_validator("failpoints")
+    @classmethod
+    def _known_failpoints(cls, value: str) -> str:
+        try:
+            failpoints.parse(value)
+        except failpoints.FailpointSpecError as error:
+            raise ValueError(str(error)) from error
+        return value
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:

@@ -16,6 +16,7 @@ from events.ask import Asker
 from events.bus import ACTIVATE
 from events.clock import SystemClock
 from events.errors import FencedError, IntegrityError, PlatformError
+from events.failpoints import failpoint
 from events.process import Connect, Connections, detached_actor, end_process
 from events.slices import is_tenant_id, slice_of
 from events.store import Placement
@@ -93,6 +94,7 @@ class RootSupervisor:
         while asyncio.get_running_loop().time() < ends:
             try:
                 head = await self._connections.store.head(tenant)
+                failpoint("supervisor.before_host")
                 await self._handle(tenant, head.placement if head else "pool").host.remote(tenant)
                 return ""
             except FencedError as error:  # two activations met; the next try settles it
