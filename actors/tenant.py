@@ -26,6 +26,7 @@ from events.tenant import (
     BudgetSet,
     CallReserved,
     CallSettled,
+    ChangePlan,
     CreateTenant,
     DescribeTenant,
     ExpireReservations,
@@ -34,6 +35,7 @@ from events.tenant import (
     KeyRevoked,
     ListKeys,
     Plan,
+    PlanChanged,
     ReservationExpired,
     ReserveCall,
     RevokeKey,
@@ -126,6 +128,8 @@ def decide(state: Tenant, tenant: str, command: TenantCommand, now_us: int) -> l
     if not state.exists:
         raise NotFoundError("tenant", tenant)
     match command:
+        case ChangePlan(plan):
+            return [] if state.plan == plan else [PlanChanged(plan)]
         case IssueKey():
             return _issue_key(state, command, now_us)
         case RevokeKey(key_id):
@@ -242,6 +246,8 @@ def evolve(state: Tenant, event: TenantEvent) -> Tenant:
     match event:
         case TenantCreated(name, plan, created_us):
             return replace(state, version=version, name=name, plan=plan, created_us=created_us)
+        case PlanChanged(plan):
+            return replace(state, version=version, plan=plan)
         case KeyIssued(key_id, name, digest, issued_us):
             return replace(state, version=version, keys={**state.keys, key_id: Key(name, digest, issued_us)})
         case KeyRevoked(key_id):
@@ -291,7 +297,7 @@ def _evolve_booked(state: Tenant, reservation_id: str, cost_nano_usd: int, versi
 def answer(state: Tenant, tenant: str, command: TenantCommand, now_us: int) -> dict[str, Any]:
     """The result of a command that was granted, as plain data; ``state`` is the one after its events."""
     match command:
-        case CreateTenant() | DescribeTenant():
+        case CreateTenant() | ChangePlan() | DescribeTenant():
             return describe(state, tenant, now_us)
         case ListKeys():
             return {

@@ -24,6 +24,12 @@ class CreateTenant(Command, frozen=True, tag="tenant.create"):
     plan: Plan = "free"
 
 
+class ChangePlan(Command, frozen=True, tag="plan.change"):
+    """The plan decides where the tenant is served: the tenant moves there, live."""
+
+    plan: Plan
+
+
 class IssueKey(Command, frozen=True, tag="key.issue"):
     """``digest`` is the keyed hash of the secret; the secret itself never gets here."""
 
@@ -81,7 +87,15 @@ class Authenticate(Query, frozen=True, tag="key.authenticate"):
 
 TenantQuery = DescribeTenant | ListKeys | Authenticate
 TenantCommand = (
-    CreateTenant | IssueKey | RevokeKey | SetBudget | ReserveCall | SettleCall | ExpireReservations | TenantQuery
+    CreateTenant
+    | ChangePlan
+    | IssueKey
+    | RevokeKey
+    | SetBudget
+    | ReserveCall
+    | SettleCall
+    | ExpireReservations
+    | TenantQuery
 )
 
 
@@ -89,6 +103,10 @@ class TenantCreated(Event, frozen=True, tag="tenant.created.v1"):
     name: str
     plan: Plan
     created_us: int
+
+
+class PlanChanged(Event, frozen=True, tag="plan.changed.v1"):
+    plan: Plan
 
 
 class KeyIssued(Event, frozen=True, tag="key.issued.v1"):
@@ -138,7 +156,9 @@ class ReservationExpired(Event, frozen=True, tag="call.reservation_expired.v1"):
     cost_nano_usd: int
 
 
-TenantEvent = TenantCreated | KeyIssued | KeyRevoked | BudgetSet | CallReserved | CallSettled | ReservationExpired
+TenantEvent = (
+    TenantCreated | PlanChanged | KeyIssued | KeyRevoked | BudgetSet | CallReserved | CallSettled | ReservationExpired
+)
 
 
 def check_name(kind: str, text: str) -> None:

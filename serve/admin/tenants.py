@@ -11,8 +11,8 @@ from actors.history import state_at
 from actors.tenant import describe
 from events.envelope import Ok
 from events.slices import SLICE_COUNT, SYSTEM_TENANT, TENANT_ID
-from events.tenant import CreateTenant, DescribeTenant, Plan, SetBudget, Window
-from projections.directory import PROFILE_FIELD, DirectoryProjection, Profile
+from events.tenant import ChangePlan, CreateTenant, DescribeTenant, Plan, SetBudget, Window
+from projections.directory import DirectoryProjection, read_profile
 from serve.admin.routes import (
     POSITION_MAX,
     IdempotencyKey,
@@ -33,6 +33,10 @@ class NewTenant(BaseModel, extra="forbid"):
     id: Annotated[str, Field(pattern=f"^{TENANT_ID.pattern}$")]
     name: Annotated[str, Field(max_length=200, description="Shown to people; the id where left out")] = ""
     plan: Plan = "free"
+
+
+class PlanIn(BaseModel, extra="forbid"):
+    plan: Plan
 
 
 class BudgetIn(BaseModel, extra="forbid"):
@@ -91,10 +95,15 @@ async def create_tenant(
         raise HttpError(422, "invalid_request", f"the id {SYSTEM_TENANT!r} is taken by the platform itself", param="id")
     command_id = command_id_for(services, body.id, idempotency_key)
     ok = await ask(services, body.id, CreateTenant(body.name or body.id, body.plan), command_id)
-    with contextlib.suppress(NotProjectedError):  # the wait is so that a list shows it; it is created in any case
-        await wait_for_projection(services, DirectoryProjection(), body.id, ok.position)
+    await _listed(services, body.id, ok)
     stamp(response, ok)
     return _tenant_out(ok)
+
+
+async def _listed(services: Svc, tenant: str, ok: Ok) -> None:
+    """The wait is so that a list shows it; it is done in any case."""
+    with contextlib.suppress(NotProjectedError):
+        await wait_for_projection(services, DirectoryProjection(), tenant, ok.position)
 
 
 @router.get("/tenants")
@@ -104,9 +113,9 @@ async def list_tenants(services: Svc, after: str = "", limit: Annotated[int, Que
     page = sorted(name for name in names if name > after)[: limit + 1]
     rows = []
     for name in page[:limit]:
-        profile = (await services.models.fields(DirectoryProjection(), name)).get(PROFILE_FIELD.encode())
+        profile = read_profile(await services.models.fields(DirectoryProjection(), name))
         if profile is not None:
-            rows.append(TenantRow(**msgspec.structs.asdict(msgspec.json.decode(profile, type=Profile))))
+            rows.append(TenantRow(**msgspec.structs.asdict(profile)))
     return TenantList(data=rows, next=page[limit - 1] if len(page) > limit else None)
 
 
@@ -122,6 +131,17 @@ async def show_tenant(
     await head_position(services, tenant)
     state, time_us = await state_at(services.store, tenant, at)
     return _tenant_out(Ok(describe(state.tenant, tenant, time_us), at))
+
+
+@commands.put("/tenants/{tenant}/plan")
+async def change_plan(
+    services: Svc, tenant: str, body: PlanIn, response: Response, idempotency_key: IdempotencyKey = None
+) -> TenantOut:
+    """Change the plan, and with it where the tenant is served. It moves there while it is used: no command is lost."""
+    ok = await ask(services, tenant, ChangePlan(body.plan), command_id_for(services, tenant, idempotency_key))
+    await _listed(services, tenant, ok)
+    stamp(response, ok)
+    return _tenant_out(ok)
 
 
 @commands.put("/tenants/{tenant}/budget")

@@ -56,6 +56,17 @@ def show_tenant(
     show(AdminClient.find(data_dir).call("GET", f"/tenants/{tenant}", **query), as_json)
 
 
+@tenants.command("plan")
+def change_plan(
+    tenant: TenantArgument,
+    plan: Annotated[str, typer.Argument(help="free shares an actor; pro and enterprise get their own.")],
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    as_json: JsonOption = False,
+) -> None:
+    """Change a tenant's plan. It moves to the actor of that plan while it is used; no command is lost."""
+    show(AdminClient.find(data_dir).call("PUT", f"/tenants/{tenant}/plan", {"plan": plan}), as_json)
+
+
 @tenants.command("budget")
 def set_budget(
     tenant: TenantArgument,

@@ -433,6 +433,14 @@ async def test_keys_are_listed_without_the_keys(world: World) -> None:
     assert world.key.split("-")[-2] not in listed
 
 
+async def test_a_changed_plan_is_shown_and_listed(world: World) -> None:
+    changed = await world.admin.put(f"/tenants/{world.tenant}/plan", json={"plan": "enterprise"})
+    assert (changed.status_code, changed.json()["plan"], changed.json()["placement"]) == (200, "enterprise", "silo")
+    listed = (await world.admin.get("/tenants", params={"limit": 1000})).json()["data"]
+    assert [row["plan"] for row in listed if row["id"] == world.tenant] == ["enterprise"]
+    assert (await world.admin.put(f"/tenants/{world.tenant}/plan", json={"plan": "gold"})).status_code == 400
+
+
 async def test_tenants_are_listed_in_pages(world: World) -> None:
     found, after = [], ""
     while True:

@@ -15,12 +15,14 @@ from events.tenant import (
     Authenticate,
     BudgetSet,
     CallReserved,
+    ChangePlan,
     CreateTenant,
     DescribeTenant,
     ExpireReservations,
     IssueKey,
     KeyRevoked,
     ListKeys,
+    PlanChanged,
     ReservationExpired,
     ReserveCall,
     RevokeKey,
@@ -48,6 +50,14 @@ def test_a_tenant_is_created_once() -> None:
     assert scenario.when(CreateTenant("Acme", "pro")) == [created("Acme", "pro")]
     with pytest.raises(AlreadyExistsError):
         scenario.when(CreateTenant("Acme", "pro"))
+
+
+def test_a_plan_is_changed_once_and_says_where_the_tenant_is_served() -> None:
+    scenario, places = given(created("Acme", "free")), []
+    for events in ([PlanChanged("pro")], []):
+        places.append(scenario.state.placement)
+        assert scenario.when(ChangePlan("pro")) == events
+    assert places == ["pool", "silo"]
 
 
 @pytest.mark.parametrize("name", ["", "x" * 201, "line\nbreak", "nul\x00"])
@@ -214,12 +224,13 @@ def test_an_event_of_every_kind_survives_the_wire() -> None:
         created(),
         key_issued(),
         BudgetSet(1, "day"),
+        PlanChanged("pro"),
         reserved("a"),
         reserved("b"),
         settled("a"),
     ]
     state = replay([*history, ReservationExpired("b", "k1", "small", 7), KeyRevoked("k1")])
-    assert state.version == 8
+    assert state.version == 9
 
 
 def test_thousands_that_expire_at_once_do_so_in_parts() -> None:
