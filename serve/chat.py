@@ -10,6 +10,9 @@ from typing import Any
 
 import msgspec
 
+from actors.tools.errors import ToolError
+from actors.tools.model import ModelClient
+from actors.tools.usage_meter import Tokens, UsageMeter
 from events.ask import Asker
 from events.envelope import Ok
 from events.errors import CommandRefusedError, PlatformError
@@ -20,8 +23,6 @@ from serve.auth import Authenticator, Principal
 from serve.chat_request import Call, parse_chat
 from serve.http_errors import HttpError, as_http_error, unexpected_error
 from serve.settings import Model
-from serve.upstream import UpstreamError, Upstreams
-from serve.usage_meter import Tokens, UsageMeter
 
 log = logging.getLogger(__name__)
 
@@ -49,12 +50,13 @@ class ChatEndpoint:
         models: dict[str, Model],
         authenticator: Authenticator,
         asker: Asker,
-        upstreams: Upstreams,
+        model_client: ModelClient,
         *,
         call_timeout_s: float,
         body_bytes_max: int,
     ) -> None:
-        self._models, self._authenticator, self._asker, self._upstreams = models, authenticator, asker, upstreams
+        self._models, self._authenticator, self._asker = models, authenticator, asker
+        self._model_client = model_client
         self._call_timeout_s = call_timeout_s
         self._ttl_us = int((call_timeout_s + _TTL_MARGIN_S) * 1e6)
         self._body_bytes_max = body_bytes_max
@@ -98,7 +100,7 @@ class ChatEndpoint:
                     await self._stream(running, responder)
                 else:
                     await self._complete(running, responder)
-        except UpstreamError as error:
+        except ToolError as error:
             await self._settle_failed(running, error)
             raise
         except TimeoutError as error:
@@ -109,7 +111,7 @@ class ChatEndpoint:
                 self._settle_cancelled(running)
 
     async def _complete(self, running: OpenCall, responder: Responder) -> None:
-        answer = await self._upstreams.complete(running.call.model, running.call.body)
+        answer = await self._model_client.complete(running.call.model.upstreams[0], running.call.body)
         running.meter.see(answer)
         booked = await self._settle(running, running.meter.tokens(), "ok")
         answer["model"] = running.call.model.name
@@ -120,7 +122,7 @@ class ChatEndpoint:
     async def _stream(self, running: OpenCall, responder: Responder) -> None:
         last: dict[str, Any] = {}
         has_sent_usage = False
-        async for chunk in self._upstreams.stream(running.call.model, running.call.body):
+        async for chunk in self._model_client.stream(running.call.model.upstreams[0], running.call.body):
             running.meter.see(chunk)
             if not responder.has_started:  # only now: until the first chunk an error can still be a status
                 await responder.start(200, {**_SSE_HEADERS, **_headers(running, running.reserved_position)})
@@ -141,10 +143,10 @@ class ChatEndpoint:
         await responder.event(b"[DONE]")
         await responder.body(b"", more=False)
 
-    async def _settle_failed(self, running: OpenCall, error: UpstreamError) -> None:
+    async def _settle_failed(self, running: OpenCall, error: ToolError) -> None:
         if running.meter.has_begun:
             await self._settle(running, running.meter.tokens(), "failed")
-        elif error.may_have_cost:
+        elif error.may_have_happened:
             await self._settle(running, UNKNOWN, "failed")
         else:
             await self._settle(running, NOTHING, "failed")

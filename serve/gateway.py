@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
+from actors.tools.model import ModelClient
 from events.ask import Asker
 from events.errors import KeyRefusedError, PlatformError
 from serve import bootstrap, openapi
@@ -21,7 +22,6 @@ from serve.chat import ChatEndpoint
 from serve.http_errors import HttpError, as_http_error, error_body, error_headers, unexpected_error
 from serve.services import Services
 from serve.settings import Settings
-from serve.upstream import Upstreams
 from serve.usage import TenantUsage, usage_of
 
 CHAT_PATH = "/v1/chat/completions"
@@ -141,15 +141,15 @@ class Gateway:
         tenants = KnownTenants(store)
         authenticator = Authenticator(asker, tenants, settings.pepper, settings.admin_key)
         await authenticator.follow_revocations(bus)
-        upstreams = Upstreams(settings.call_timeout_s)
+        model_client = ModelClient(settings.call_timeout_s)
         models = await bootstrap.open_read_models(settings)
         app = build_app(settings.body_bytes_max)
-        app.state.services = Services(settings, store, models, bus, asker, tenants, authenticator, upstreams)
+        app.state.services = Services(settings, store, models, bus, asker, tenants, authenticator, model_client)
         chat = ChatEndpoint(
             {model.name: model for model in settings.models.models},
             authenticator,
             asker,
-            upstreams,
+            model_client,
             call_timeout_s=settings.call_timeout_s,
             body_bytes_max=settings.body_bytes_max,
         )
@@ -162,7 +162,7 @@ class Gateway:
         app, chat = self._opening.result()
         await chat.drain()
         services: Services = app.state.services
-        await services.upstreams.close()
+        await services.model_client.close()
         await services.bus.close()
         await services.models.close()
         await services.store.close()

@@ -5,6 +5,7 @@ import secrets
 
 import msgspec
 
+from actors.tools.errors import ToolError, ToolRefusedError
 from events.errors import BusUnavailableError, PlatformError, StoreUnavailableError, TransientError
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ class HttpError(Exception):
 
 def as_http_error(error: PlatformError) -> HttpError:
     """Refusals are the caller's (4xx), what is transient is ours (503 with Retry-After), an unknown outcome is 504."""
+    if isinstance(error, ToolError):
+        return _tool_http_error(error)
     default = 503 if isinstance(error, TransientError) else 500
     status = _STATUS.get(error.code, default)
     retry_after_s = getattr(error, "retry_after_s", None)
@@ -67,6 +70,16 @@ def as_http_error(error: PlatformError) -> HttpError:
         retry_after_s=retry_after_s,
         should_retry=False if status in (402, 504) else None,
     )
+
+
+def _tool_http_error(error: ToolError) -> HttpError:
+    """A dependency's no is the caller's to mend. A client's automatic retry has no idempotency key, so it is invited only
+    where surely nothing happened.
+    """
+    if isinstance(error, ToolRefusedError):
+        return HttpError(_STATUS.get(error.code, 422), error.code, error.message, should_retry=False)
+    should_retry = error.retryable and not error.may_have_happened
+    return HttpError(503, error.code, error.message, retry_after_s=error.retry_after_s, should_retry=should_retry)
 
 
 def unexpected_error(error: Exception) -> HttpError:

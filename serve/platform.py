@@ -20,7 +20,9 @@ from pathlib import Path
 import httpx
 import msgspec
 
+from actors.tools.model import Upstream
 from events.errors import PlatformError
+from events.money import Price
 from serve import local_model, ray_runtime
 from serve.edge import free_ports, serve_environment
 from serve.guard import end_with_uv, start_guard
@@ -35,7 +37,7 @@ from serve.local_servers import (
     require_free,
     valkey_spec,
 )
-from serve.settings import Model, ModelsFile, Price, Settings, SettingsError, Upstream, load_models, parse_models
+from serve.settings import Model, ModelsFile, Settings, SettingsError, load_models, parse_models
 
 log = logging.getLogger(__name__)
 

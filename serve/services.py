@@ -2,13 +2,13 @@
 
 import msgspec
 
+from actors.tools.model import ModelClient
 from events.ask import Asker
 from events.bus import Bus
 from events.valkey_store import ValkeyEventStore
 from projections.runner import ReadModels
 from serve.auth import Authenticator, KnownTenants
 from serve.settings import Settings
-from serve.upstream import Upstreams
 
 
 class Services(msgspec.Struct, frozen=True):
@@ -19,4 +19,4 @@ class Services(msgspec.Struct, frozen=True):
     asker: Asker
     tenants: KnownTenants
     authenticator: Authenticator
-    upstreams: Upstreams
+    model_client: ModelClient

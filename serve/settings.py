@@ -1,70 +1,26 @@
 """What a deployment is told: the models file, and settings from the environment. Read once, handed down as values."""
 
 import os
-import re
 from collections.abc import Mapping
-from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Self
-from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, PositiveInt, ValidationError, model_validator
 
+from actors.tools.model import Upstream
 from events import failpoints
 from events.errors import PlatformError
+from events.money import Price
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}$")]
 ENV_PREFIX = "TENANTRY_"
-_AMOUNT = re.compile(r"([0-9]{1,9})(?:\.([0-9]{1,9}))?")
 
 
 class SettingsError(PlatformError):
     """A setting or the models file can't be used; the message says which and why."""
 
     code = "bad_settings"
-
-
-class Price(BaseModel, frozen=True, extra="forbid"):
-    """USD per million tokens, as decimal strings with up to three decimals: then a token costs whole nano-USD."""
-
-    input_usd_per_mtok: Decimal = Decimal(0)
-    output_usd_per_mtok: Decimal = Decimal(0)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _not_a_float(cls, value: object) -> object:
-        if isinstance(value, float):
-            raise ValueError(f"write the price as a string, '{value}': a YAML number is a float and not exact")
-        return value
-
-    @field_validator("*")
-    @classmethod
-    def _whole_nano_usd(cls, value: Decimal) -> Decimal:
-        if not value.is_finite() or value < 0 or value * 1000 != int(value * 1000):
-            raise ValueError(f"a price is 0 or more with at most three decimals, got {value}")
-        return value
-
-    def cost_nano_usd(self, input_tokens: int, output_tokens: int) -> int:
-        return int(self.input_usd_per_mtok * 1000) * input_tokens + int(self.output_usd_per_mtok * 1000) * output_tokens
-
-
-class Upstream(BaseModel, frozen=True, extra="forbid"):
-    """An OpenAI-compatible server. ``api_key_env`` names the variable that holds its key."""
-
-    base_url: str
-    model: str
-    api_key_env: str | None = None
-
-    @field_validator("base_url")
-    @classmethod
-    def _http(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"expected http(s)://host[:port]/v1, got {value!r}")
-        if "@" in parts.netloc:
-            raise ValueError("name the variable that holds the upstream's key in api_key_env, not the key in the URL")
-        return value.rstrip("/")
 
 
 class Model(BaseModel, frozen=True, extra="forbid"):
@@ -154,17 +110,3 @@ def load_models(path: Path) -> ModelsFile:
         return parse_models(path.read_text(), str(path))
     except OSError as error:
         raise SettingsError(f"models file {path}: {error.strerror}") from error
-
-
-def money(nano_usd: int) -> str:
-    """Nano-USD as a decimal string of USD, exact: '0.0000034'."""
-    return f"{Decimal(nano_usd).scaleb(-9).normalize():f}"
-
-
-def nano_usd(text: str) -> int:
-    """A decimal string of USD as nano-USD. Raises ValueError where it isn't one or is finer than a nano-USD."""
-    match = _AMOUNT.fullmatch(text)
-    if match is None:
-        raise ValueError(f"expected an amount of USD such as '12.50', with at most nine decimals, got {text[:40]!r}")
-    whole, decimals = match.groups()
-    return int(whole + (decimals or "").ljust(9, "0"))

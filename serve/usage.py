@@ -8,10 +8,10 @@ from pydantic import BaseModel, Field
 
 from events.bus import live_subject, unsubscribe
 from events.errors import TransientError
+from events.money import money
 from projections.model import Projection
 from projections.usage import Usage, UsageProjection, read_usage
 from serve.services import Services
-from serve.settings import money
 
 PROJECTION_WAIT_S = 5.0
 _RECHECK_S = 0.5

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from actors.history import state_at
 from actors.tenant import describe
 from events.envelope import Ok
+from events.money import money, nano_usd
 from events.slices import SLICE_COUNT, SYSTEM_TENANT, TENANT_ID
 from events.tenant import ChangePlan, CreateTenant, DescribeTenant, Plan, SetBudget, Window
 from projections.directory import DirectoryProjection, read_profile
@@ -25,7 +26,6 @@ from serve.admin.routes import (
     stamp,
 )
 from serve.http_errors import HttpError
-from serve.settings import money, nano_usd
 from serve.usage import NotProjectedError, TenantUsage, usage_of, wait_for_projection
 
 

@@ -14,15 +14,17 @@ import pytest
 import uvicorn
 from openai import AsyncOpenAI
 
+from actors.tools.model import Upstream
 from events.ask import Asker
 from events.bus import Bus
+from events.money import Price
 from events.slices import SLICE_COUNT
 from events.tenant import ReserveCall
 from events.valkey_store import ValkeyEventStore, connect
 from projections.actor import PROJECTIONS
 from projections.runner import ReadModels, Runner
 from serve.gateway import Gateway
-from serve.settings import Model, ModelsFile, Price, Settings, Upstream
+from serve.settings import Model, ModelsFile, Settings
 from tests.kit.servers import Servers
 from tests.kit.upstream import WORDS, FakeUpstream, running_upstream
 

@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actors.tools.model import Upstream
+from actors.tools.usage_meter import Tokens, UsageMeter
+from events.money import Price
 from serve.chat_request import check_depth, parse_chat
 from serve.http_errors import HttpError
-from serve.settings import Model, Price, Upstream
-from serve.usage_meter import Tokens, UsageMeter
+from serve.settings import Model
 
 MODEL = Model(
     name="small",

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.settings import Price, Settings, SettingsError, money, nano_usd, parse_models
+from events.money import Price, money, nano_usd
+from serve.settings import Settings, SettingsError, parse_models
 
 GOOD = {
     "TENANTRY_NATS_URL": "nats://x",

@@ -1,0 +1,46 @@
+"""Money is a whole number of nano-USD (1e-9 USD) inside, and a decimal string of USD outside; never a float."""
+
+import re
+from decimal import Decimal
+
+from pydantic import BaseModel, field_validator
+
+_AMOUNT = re.compile(r"([0-9]{1,9})(?:\.([0-9]{1,9}))?")
+
+
+def money(nano_usd: int) -> str:
+    """Nano-USD as a decimal string of USD, exact: '0.0000034'."""
+    return f"{Decimal(nano_usd).scaleb(-9).normalize():f}"
+
+
+def nano_usd(text: str) -> int:
+    """A decimal string of USD as nano-USD. Raises ValueError where it isn't one or is finer than a nano-USD."""
+    match = _AMOUNT.fullmatch(text)
+    if match is None:
+        raise ValueError(f"expected an amount of USD such as '12.50', with at most nine decimals, got {text[:40]!r}")
+    whole, decimals = match.groups()
+    return int(whole + (decimals or "").ljust(9, "0"))
+
+
+class Price(BaseModel, frozen=True, extra="forbid"):
+    """USD per million tokens, as decimal strings with up to three decimals: then a token costs whole nano-USD."""
+
+    input_usd_per_mtok: Decimal = Decimal(0)
+    output_usd_per_mtok: Decimal = Decimal(0)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _not_a_float(cls, value: object) -> object:
+        if isinstance(value, float):
+            raise ValueError(f"write the price as a string, '{value}': a YAML number is a float and not exact")
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _whole_nano_usd(cls, value: Decimal) -> Decimal:
+        if not value.is_finite() or value < 0 or value * 1000 != int(value * 1000):
+            raise ValueError(f"a price is 0 or more with at most three decimals, got {value}")
+        return value
+
+    def cost_nano_usd(self, input_tokens: int, output_tokens: int) -> int:
+        return int(self.input_usd_per_mtok * 1000) * input_tokens + int(self.output_usd_per_mtok * 1000) * output_tokens
