@@ -44,7 +44,7 @@ from events.errors import (
 )
 from events.failpoints import failpoint
 from events.store import Append, Appended, CommandResult, EventStore, Head, Known, Placement, Snapshot
-from events.tenant import ExpireReservations
+from events.timers import FireTimers
 
 log = logging.getLogger(__name__)
 
@@ -437,7 +437,7 @@ class Activation:
         try:
             stored = await self._store.replies(self.tenant, commands) if commands else {}
             await self._prove_ownership()
-            if any(isinstance(request.command, ExpireReservations) for request, _ in unfenced):
+            if any(isinstance(request.command, FireTimers) for request, _ in unfenced):
                 # nothing was due after all: without this the tenant would be woken for it every second
                 await self._store.set_timer(self.tenant, self._state.next_timer_us)
         except StoreUnavailableError as error:

@@ -12,6 +12,7 @@ from actors.tenant import Tenant
 from events.catalog import DomainCommand, DomainEvent
 from events.messages import Query
 from events.store import Placement
+from events.timers import FireTimers
 
 STATE_SCHEMA = 2  # raise it whenever State changes: older snapshots are then replayed instead of misread
 
@@ -41,6 +42,9 @@ def decide(state: State, tenant: str, command: DomainCommand, now_us: int) -> li
     Raises:
         Refusal: The command can't be granted; nothing happens.
     """
+    if isinstance(command, FireTimers):
+        # each aggregate says what is due of its own; ``next_timer_us`` is the earliest of theirs
+        return [*tenants.fire_timers(state.tenant, now_us)]
     return tenants.decide(state.tenant, tenant, command, now_us)
 
 
@@ -51,6 +55,8 @@ def evolve(state: State, event: DomainEvent) -> State:
 
 def answer(state: State, tenant: str, command: DomainCommand, now_us: int) -> dict[str, Any]:
     """The result of a command that was granted, as plain data; ``state`` is the one after its events."""
+    if isinstance(command, FireTimers):
+        return {}
     return tenants.answer(state.tenant, tenant, command, now_us)
 
 

@@ -29,7 +29,6 @@ from events.tenant import (
     ChangePlan,
     CreateTenant,
     DescribeTenant,
-    ExpireReservations,
     IssueKey,
     KeyIssued,
     KeyRevoked,
@@ -144,8 +143,6 @@ def decide(state: Tenant, tenant: str, command: TenantCommand, now_us: int) -> l
             return _reserve(state, command, now_us)
         case SettleCall():
             return _settle(state, command)
-        case ExpireReservations():
-            return _expire(state, now_us)
         case Authenticate(key_id, digest):
             _check_key(state, key_id, digest)
             return []
@@ -229,8 +226,10 @@ def _settle(state: Tenant, command: SettleCall) -> list[TenantEvent]:
     ]
 
 
-def _expire(state: Tenant, now_us: int) -> list[TenantEvent]:
-    """As many as fit into one append; the timer stays due for the rest."""
+def fire_timers(state: Tenant, now_us: int) -> list[TenantEvent]:
+    """Book reservations whose gateway never came back at their maximum: as many as fit into one append; the timer stays
+    due for the rest.
+    """
     expired: list[TenantEvent] = [
         ReservationExpired(reservation_id, held.key_id, held.model, held.cost_max_nano_usd)
         for reservation_id, held in state.reservations.items()
@@ -312,8 +311,6 @@ def answer(state: Tenant, tenant: str, command: TenantCommand, now_us: int) -> d
             return {"limit_nano_usd": limit, "window": window}
         case ReserveCall(reservation_id) | SettleCall(reservation_id):
             return {"reservation_id": reservation_id}
-        case ExpireReservations():
-            return {}
     assert_never(command)
 
 

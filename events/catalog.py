@@ -4,9 +4,10 @@ import msgspec
 
 from events.errors import InvalidCommandError
 from events.tenant import TenantCommand, TenantEvent
+from events.timers import FireTimers
 
 # Families are joined with ``|``; a tag belongs to one family only.
-DomainCommand = TenantCommand
+DomainCommand = TenantCommand | FireTimers
 DomainEvent = TenantEvent
 
 _command_decoder: msgspec.msgpack.Decoder[DomainCommand] = msgspec.msgpack.Decoder(DomainCommand)

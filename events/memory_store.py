@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 
@@ -186,8 +186,8 @@ class MemoryEventStore:
             except TimeoutError:
                 return {}
 
-    async def due(self, now_us: int) -> list[str]:
-        return [tenant for tenant, timer_us in self._timers.items() if timer_us <= now_us]
+    async def due(self, now_us: int, passed_over: Collection[str] = ()) -> list[str]:
+        return [tenant for tenant, due_us in self._timers.items() if due_us <= now_us and tenant not in passed_over]
 
     async def set_timer(self, tenant: str, timer_us: int) -> None:
         if timer_us:

@@ -4,7 +4,7 @@ A tenant's log has gap-free positions 1, 2, 3... The store alone hands out epoch
 an older one, so two live copies of an actor can't both write (Ray may keep two alive; see the README's Decisions).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal, Protocol
 
 import msgspec
@@ -175,8 +175,10 @@ class EventStore(Protocol):
         """
         ...
 
-    async def due(self, now_us: int) -> list[str]:
-        """Tenants whose timer is at or before ``now_us``."""
+    async def due(self, now_us: int, passed_over: Collection[str] = ()) -> list[str]:
+        """Tenants whose timer is at or before ``now_us``, but for those passed over: of each slice at least the 100 that
+        are due longest. Costs the same however many timers there are.
+        """
         ...
 
     async def set_timer(self, tenant: str, timer_us: int) -> None:

@@ -68,10 +68,6 @@ class SettleCall(Command, frozen=True, tag="call.settle"):
     usage_source: UsageSource
 
 
-class ExpireReservations(Command, frozen=True, tag="reservations.expire"):
-    """Sent when the tenant's timer is due: reservations whose gateway never came back are booked at their maximum."""
-
-
 class DescribeTenant(Query, frozen=True, tag="tenant.describe"):
     pass
 
@@ -86,17 +82,7 @@ class Authenticate(Query, frozen=True, tag="key.authenticate"):
 
 
 TenantQuery = DescribeTenant | ListKeys | Authenticate
-TenantCommand = (
-    CreateTenant
-    | ChangePlan
-    | IssueKey
-    | RevokeKey
-    | SetBudget
-    | ReserveCall
-    | SettleCall
-    | ExpireReservations
-    | TenantQuery
-)
+TenantCommand = CreateTenant | ChangePlan | IssueKey | RevokeKey | SetBudget | ReserveCall | SettleCall | TenantQuery
 
 
 class TenantCreated(Event, frozen=True, tag="tenant.created.v1"):

@@ -9,7 +9,8 @@ are), ``{s017}:snapshots:<tenant>``. Keys of a slice:
 import asyncio
 import time
 import uuid
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from importlib.resources import files
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -58,6 +59,7 @@ IDENTITY_KEY = "tenantry:store"
 _CHUNK = 128  # events per field of a stream's index, as in library.lua
 _POSITION_BYTES = 5
 _CLUSTER_POLL_S = 0.05
+_DUE_AT_ONCE = 100  # per slice and look
 _encode = msgspec.msgpack.Encoder().encode
 _decode_snapshot = msgspec.msgpack.Decoder(Snapshot).decode
 # Valkey's own states in which it answers but can't serve; the same command may work later.
@@ -351,9 +353,10 @@ class ValkeyEventStore:
                 return found
             await asyncio.sleep(_CLUSTER_POLL_S)
 
-    async def due(self, now_us: int) -> list[str]:
+    async def due(self, now_us: int, passed_over: Collection[str] = ()) -> list[str]:
+        counts = Counter(map(slice_of, passed_over))
         calls = [
-            ["ZRANGEBYSCORE", f"{slice_tag(number)}:timers", "-inf", now_us, "LIMIT", 0, 100]
+            ["ZRANGEBYSCORE", f"{slice_tag(number)}:timers", "-inf", now_us, "LIMIT", 0, _DUE_AT_ONCE + counts[number]]
             for number in range(SLICE_COUNT)
         ]
         found = []
@@ -361,7 +364,7 @@ class ValkeyEventStore:
             if isinstance(answer, Exception):
                 raise translate(answer, "", 0)
             found += [tenant.decode() for tenant in answer]
-        return found
+        return [tenant for tenant in found if tenant not in passed_over]
 
     async def set_timer(self, tenant: str, timer_us: int) -> None:
         key = f"{slice_tag(slice_of(tenant))}:timers"

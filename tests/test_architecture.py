@@ -21,6 +21,7 @@ PURE = [
     "events/codec.py",
     "events/messages.py",
     "events/tenant.py",
+    "events/timers.py",
     "projections/usage.py",
     "serve/chat_request.py",
 ]

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from actors.supervision.timers import TimerScan
 from actors.tenant_actor import TenantActor
 from events.ask import Asker
 from events.bus import ACTIVATE
@@ -20,12 +21,10 @@ from events.failpoints import failpoint
 from events.process import Connect, Connections, detached_actor, end_process
 from events.slices import is_tenant_id, slice_of
 from events.store import Placement
-from events.tenant import ExpireReservations
 
 log = logging.getLogger(__name__)
 
 ROOT_NAME = "root-supervisor"
-TIMER_PERIOD_S = 1.0
 _START_TIMEOUT_S = 60
 _HOST_ATTEMPTS_S = 8.0
 _RETRY_S = 0.1
@@ -45,7 +44,6 @@ class RootSupervisor:
         self._handles: dict[str, Any] = {}
         self._activating: dict[str, asyncio.Task[str]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._waking: set[str] = set()
         self._connections: Connections | None = None
         self._starting = asyncio.create_task(self._start())
 
@@ -53,7 +51,8 @@ class RootSupervisor:
         try:
             self._connections = await self._connect(ROOT_NAME)
             await self._connections.bus.subscribe(ACTIVATE, self._on_activate)
-            self._spawn(self._run_timers())
+            timers = TimerScan(self._connections.store, Asker(self._connections.bus), SystemClock())
+            self._spawn(timers.run())
         except Exception:
             log.exception("supervisor.start_failed")
             end_process()
@@ -119,30 +118,6 @@ class RootSupervisor:
         if name not in self._handles:
             self._handles[name] = detached_actor(TenantActor, name, name, placement, self._connect)
         return self._handles[name]
-
-    async def _run_timers(self) -> None:
-        """Wake tenants whose timer is due, active or not. Polling: a timer is a promise to be late by a second at most."""
-        assert self._connections is not None
-        asker = Asker(self._connections.bus)
-        while True:
-            await asyncio.sleep(TIMER_PERIOD_S)
-            try:
-                due = await self._connections.store.due(SystemClock().now_us())
-            except PlatformError as error:
-                log.warning("supervisor.timers_unread: %s", error)
-                continue
-            for tenant in due:
-                if tenant not in self._waking:  # one that is stuck holds up itself only
-                    self._waking.add(tenant)
-                    self._spawn(self._wake(asker, tenant))
-
-    async def _wake(self, asker: Asker, tenant: str) -> None:
-        try:
-            await asker.ask(tenant, ExpireReservations(), actor="supervisor")
-        except PlatformError as error:  # still due a second from now
-            log.warning("supervisor.timer_failed tenant=%s: %s", tenant, error)
-        finally:
-            self._waking.discard(tenant)
 
 
 def start_root_supervisor(connect: Connect, pool_shards: int) -> Callable[[], None]:

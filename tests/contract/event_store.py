@@ -181,6 +181,21 @@ class EventStoreContract:
             previous, position = request.entries[-1].hash, position + 1
             assert (tenant in await store.due(NOW_US)) is is_due
 
+    async def test_more_due_timers_than_one_look_shows_are_all_seen_by_passing_over(self, store: EventStore) -> None:
+        """However many of a slice are stuck at the front of its line."""
+        mark = uuid.uuid4().hex[:8]
+        ours = [name for n in range(20_000) if slice_of(name := f"{mark}-{n}") == 17][:120]
+        for order, name in enumerate(ours):
+            await store.set_timer(name, order + 1)
+        try:
+            first = [name for name in await store.due(NOW_US) if name.startswith(mark)]
+            rest = [name for name in await store.due(NOW_US, first[:100]) if name.startswith(mark)]
+            assert first[:100] == ours[:100]
+            assert rest == ours[100:]
+        finally:
+            for name in ours:
+                await store.set_timer(name, 0)
+
     async def test_interleaved_writers_of_two_epochs_leave_one_history(self, store: EventStore, tenant: str) -> None:
         """The older one is refused every single time."""
         stale, current = (await store.claim(tenant)).epoch, (await store.claim(tenant)).epoch

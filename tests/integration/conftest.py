@@ -1,6 +1,5 @@
 """A platform without Ray: a real Valkey, a real NATS, a shard in this process, and something that activates."""
 
-import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable
 
@@ -8,10 +7,10 @@ import pytest
 
 from actors.shard import Shard
 from events.ask import Asker
-from events.bus import ACTIVATE, Bus
+from events.bus import Bus
 from events.clock import SystemClock
-from events.errors import PlatformError
 from events.valkey_store import ValkeyEventStore
+from tests.kit.activator import activating
 from tests.kit.servers import Servers
 
 
@@ -36,24 +35,8 @@ async def shard(valkey_store: ValkeyEventStore, bus: Bus) -> AsyncIterator[Shard
 @pytest.fixture
 async def asker(bus: Bus, shard: Shard) -> AsyncIterator[Asker]:
     """Activates in the ``shard`` whoever is asked for and not there."""
-    tasks: set[asyncio.Task[None]] = set()
-
-    async def activate(tenant: str, reply_to: str) -> None:
-        try:
-            await shard.host(tenant)
-        except PlatformError as error:
-            await bus.publish(reply_to, error.code.encode())
-        else:
-            await bus.publish(reply_to, b"")
-
-    def on_activate(data: bytes, reply_to: str) -> None:
-        task = asyncio.create_task(activate(data.decode(), reply_to))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
-
-    subscription = await bus.subscribe(ACTIVATE, on_activate)
-    yield Asker(bus)
-    await subscription.unsubscribe()
+    async with activating(bus, shard):
+        yield Asker(bus)
 
 
 @pytest.fixture

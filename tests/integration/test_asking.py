@@ -18,12 +18,12 @@ from events.store import Snapshot
 from events.tenant import (
     CreateTenant,
     DescribeTenant,
-    ExpireReservations,
     IssueKey,
     ReserveCall,
     SetBudget,
     SettleCall,
 )
+from events.timers import FireTimers
 from events.valkey_store import ValkeyEventStore, execute
 from events.verify import verify
 from tests.kit.servers import PASSWORD, Servers
@@ -194,7 +194,7 @@ async def test_a_due_timer_books_a_dead_gateways_call(
     await asker.ask(tenant, ReserveCall("c1", "k1", "small", 70, 1), actor="test")
     now_us = SystemClock().now_us()
     assert tenant in await valkey_store.due(now_us)
-    await asker.ask(tenant, ExpireReservations(), actor="supervisor")
+    await asker.ask(tenant, FireTimers(), actor="supervisor")
     assert tenant not in await valkey_store.due(now_us + HOUR_US)
     shown = (await asker.ask(tenant, DescribeTenant(), actor="test")).result
     assert (shown["spent_nano_usd"], shown["reserved_nano_usd"], shown["calls_open"]) == (70, 0, 0)

@@ -527,9 +527,9 @@ async def test_secrets_stand_in_no_answer_and_no_log(world: World, caplog: pytes
 
 async def test_a_reservation_whose_gateway_died_is_booked_when_it_expires(world: World) -> None:
     """Nobody settles it: the timer's command does, at the maximum, marked unknown."""
-    from events.tenant import ExpireReservations
+    from events.timers import FireTimers
 
     await world.asker.ask(world.tenant, ReserveCall("lost", world.key_id, "m-ok", 700, 1), actor="test")
-    await world.asker.ask(world.tenant, ExpireReservations(), actor="supervisor")
+    await world.asker.ask(world.tenant, FireTimers(), actor="supervisor")
     used = await world.usage()
     assert (used["requests"], used["unknown"], used["cost_usd"]) == (1, 1, "0.0000007")

@@ -2,7 +2,7 @@
 
 from functools import reduce
 
-from actors.tenant import Tenant, decide, evolve
+from actors.tenant import Tenant, decide, evolve, fire_timers
 from events.codec import decode_event, encode_data
 from events.tenant import TenantCommand, TenantEvent
 from tests.kit.factories import NOW_US
@@ -14,7 +14,12 @@ class Scenario:
 
     def when(self, command: TenantCommand, now_us: int = NOW_US) -> list[TenantEvent]:
         """Decide, and fold what was decided into the state."""
-        events = decide(self.state, "acme", command, now_us)
+        return self._fold(decide(self.state, "acme", command, now_us))
+
+    def when_timers_fire(self, now_us: int = NOW_US) -> list[TenantEvent]:
+        return self._fold(fire_timers(self.state, now_us))
+
+    def _fold(self, events: list[TenantEvent]) -> list[TenantEvent]:
         self.state = replay(events, self.state)
         return events
 

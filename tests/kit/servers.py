@@ -1,5 +1,8 @@
 """Real servers for tests, each on a free loopback port with a directory of its own."""
 
+import os
+import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +12,7 @@ import msgspec
 from serve.local_servers import LocalServer, free_port, nats_spec, valkey_spec
 
 USER, PASSWORD = "tenantry", "test-password"
+_RESTART_TIMEOUT_S = 30.0
 
 
 class Servers(msgspec.Struct, frozen=True):
@@ -22,6 +26,16 @@ class Servers(msgspec.Struct, frozen=True):
     @property
     def nats_url(self) -> str:
         return f"nats://{USER}:{PASSWORD}@127.0.0.1:{self.nats.spec.port}"
+
+
+def kill_and_wait(server: LocalServer) -> None:
+    """SIGKILL; returns when its successor, which its watcher starts, is ready."""
+    killed, ends = server.pid, time.monotonic() + _RESTART_TIMEOUT_S
+    os.kill(killed, signal.SIGKILL)
+    while server.pid == killed:
+        assert time.monotonic() < ends, f"{server.spec.name} was not started again"
+        time.sleep(0.01)  # the watcher's thread does it
+    server.wait_ready(_RESTART_TIMEOUT_S)
 
 
 @contextmanager
