@@ -16,6 +16,13 @@ MAY_IMPORT = {
 }
 PURE = [
     "actors/aggregate.py",
+    "actors/policies/breaker.py",
+    "actors/policies/bulkhead.py",
+    "actors/policies/config.py",
+    "actors/policies/health.py",
+    "actors/policies/rate_limiter.py",
+    "actors/policies/retry.py",
+    "actors/policies/window.py",
     "actors/tenant.py",
     "events/catalog.py",
     "events/codec.py",

@@ -1,0 +1,97 @@
+"""A circuit breaker for callers of this process."""
+
+import random
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from actors.policies import breaker as machine
+from actors.policies.breaker import Breaker, BreakerRules, Status
+from actors.policies.refusals import BreakerOpenError
+from actors.policies.window import Counts
+from actors.policies.wrappers.timing import Chance, Monotonic
+
+
+class Transition(msgspec.Struct, frozen=True):
+    """``cause`` says why in words, ``figures`` what it was decided on."""
+
+    name: str
+    before: Status
+    after: Status
+    cause: str
+    figures: Counts
+
+
+class CircuitBreaker:
+    """Every call: ``permit`` before it, then ``record`` or ``release``, exactly once, with the number ``permit`` gave.
+
+    ``on_transition`` hears of each change of state; ``on_outcome`` of each call that was judged: failed, slow.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        rules: BreakerRules,
+        *,
+        clock: Monotonic = time.monotonic,
+        chance: Chance = random.random,
+        on_transition: Callable[[Transition], None] | None = None,
+        on_outcome: Callable[[bool, bool], None] | None = None,
+    ) -> None:
+        self.name, self.rules = name, rules
+        self._clock, self._chance = clock, chance
+        self._on_transition, self._on_outcome = on_transition, on_outcome
+        self._state = machine.closed(rules, clock())
+
+    @property
+    def state(self) -> Breaker:
+        return self._state
+
+    @property
+    def is_open(self) -> bool:
+        """Would refuse a call for lack of health, not for lack of probes to give away."""
+        state = self._state
+        return state.status == "forced_open" or (state.status == "open" and self._clock() < state.until_s)
+
+    def permit(self) -> int:
+        """The number to report the outcome under. Raises BreakerOpenError, which says when to try again."""
+        state = self._state
+        if state.status != "closed":
+            after, wait_s = machine.permit(self.rules, state, self._clock(), self._chance())
+            self._become(after)
+            if wait_s > 0:
+                raise BreakerOpenError(self.name, f"its breaker is {after.status} ({after.cause})", wait_s)
+        return self._state.generation
+
+    def record(self, generation: int, *, failed: bool, duration_s: float) -> None:
+        """The call has ended and says something about the dependency."""
+        if self._on_outcome is not None:
+            self._on_outcome(failed, duration_s >= self.rules.slow_after_s)
+        after = machine.record(
+            self.rules,
+            self._state,
+            generation,
+            failed=failed,
+            duration_s=duration_s,
+            now_s=self._clock(),
+            chance=self._chance(),
+        )
+        self._become(after)
+
+    def release(self, generation: int) -> None:
+        """The call has ended and says nothing (cancelled, or refused by a policy further in)."""
+        self._state = machine.release(self._state, generation)
+
+    def force(self, status: Status, reason: str) -> None:
+        """By an operator: ``forced_open``, ``forced_closed``, or ``closed`` to start afresh."""
+        self._become(machine.force(self.rules, self._state, status, reason, self._clock()))
+
+    def adopt(self, state: Breaker) -> None:
+        """Take over a state that somebody else decided (the cluster's breaker)."""
+        self._become(state)
+
+    def _become(self, after: Breaker) -> None:
+        before, self._state = self._state, after
+        if self._on_transition is not None and before.status != after.status:
+            self._on_transition(Transition(self.name, before.status, after.status, after.cause, after.figures))
