@@ -34,13 +34,16 @@ class TokenBucket(msgspec.Struct, frozen=True, tag="token_bucket"):
         return cls(rate_per_s, burst, burst, now_s)
 
     def take(self, cost: float, now_s: float) -> "tuple[TokenBucket, float]":
-        now_s = max(now_s, self.at_s)
-        tokens = min(self.burst, self.tokens + (now_s - self.at_s) * self.rate_per_s)
-        if cost <= tokens + _CRUMB:
-            return TokenBucket(self.rate_per_s, self.burst, max(0.0, tokens - cost), now_s), 0.0
-        if cost > self.burst:
-            return self, math.inf
-        return self, (cost - tokens) / self.rate_per_s + _TICK_S
+        rate_per_s, burst, at_s = self.rate_per_s, self.burst, self.at_s
+        tokens = self.tokens
+        if now_s > at_s:
+            tokens += (now_s - at_s) * rate_per_s
+            at_s = now_s
+        tokens = min(tokens, burst)
+        left = tokens - cost
+        if left >= -_CRUMB:
+            return TokenBucket(rate_per_s, burst, left, at_s), 0.0
+        return self, math.inf if cost > burst else -left / rate_per_s + _TICK_S
 
 
 class FixedWindow(msgspec.Struct, frozen=True, tag="fixed_window"):

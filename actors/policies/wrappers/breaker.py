@@ -64,8 +64,8 @@ class CircuitBreaker:
                 raise BreakerOpenError(self.name, f"its breaker is {after.status} ({after.cause})", wait_s)
         return self._state.generation
 
-    def record(self, generation: int, *, failed: bool, duration_s: float) -> None:
-        """The call has ended and says something about the dependency."""
+    def record(self, generation: int, *, failed: bool, duration_s: float, now_s: float | None = None) -> None:
+        """The call has ended and says something about the dependency. ``now_s`` spares a look at the clock."""
         if self._on_outcome is not None:
             self._on_outcome(failed, duration_s >= self.rules.slow_after_s)
         after = machine.record(
@@ -74,7 +74,7 @@ class CircuitBreaker:
             generation,
             failed=failed,
             duration_s=duration_s,
-            now_s=self._clock(),
+            now_s=self._clock() if now_s is None else now_s,
             chance=self._chance(),
         )
         self._become(after)
@@ -92,6 +92,9 @@ class CircuitBreaker:
         self._become(state)
 
     def _become(self, after: Breaker) -> None:
-        before, self._state = self._state, after
+        before = self._state
+        if before is after:
+            return
+        self._state = after
         if self._on_transition is not None and before.status != after.status:
             self._on_transition(Transition(self.name, before.status, after.status, after.cause, after.figures))

@@ -86,7 +86,8 @@ class SemaphoreBulkhead:
 
     def leave(self) -> None:
         """The call is over."""
-        self._state, left = machine.leave(self._state, self._clock())
+        state = self._state
+        self._state, left = machine.leave(state, self._clock() if state.queue else 0.0)
         if left.entered or left.expired:
             self._wake(left)
 

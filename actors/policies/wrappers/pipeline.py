@@ -6,6 +6,7 @@ the breaker's figures; an open breaker costs no retries; every attempt has a tim
 
 import time
 from collections.abc import Awaitable, Callable
+from math import inf
 from typing import TypeVar
 
 from actors.policies.refusals import DeadlineExceededError, PolicyRefusal
@@ -15,7 +16,7 @@ from actors.policies.wrappers.health import HealthChecker
 from actors.policies.wrappers.rate_limiter import RateLimiter
 from actors.policies.wrappers.retry import Retry
 from actors.policies.wrappers.thread_pool import ThreadPoolBulkhead
-from actors.policies.wrappers.timeout import remaining_s, within
+from actors.policies.wrappers.timeout import Timeout, deadline_s, remaining_s
 from actors.policies.wrappers.timing import Monotonic
 from events.errors import Refusal
 
@@ -48,7 +49,8 @@ class Pipeline:
         counts: Counts = counts_as_failure,
         clock: Monotonic = time.monotonic,
     ) -> None:
-        self.name, self.timeout_s = name, timeout_s
+        self.name = name
+        self.timeout = Timeout(name, timeout_s) if timeout_s else None
         self.limiter, self.bulkhead, self.breaker, self.retry, self.health = limiter, bulkhead, breaker, retry, health
         self._counts, self._clock = counts, clock
 
@@ -73,14 +75,16 @@ class Pipeline:
             CallTimeoutError: The last attempt took too long.
             Exception: Whatever the last attempt raised.
         """
-        await self._admit(cost)
+        if self._must_wait(cost):
+            assert self.limiter is not None
+            await self.limiter.acquire(cost)
         bulkhead = self.bulkhead
         if bulkhead is None:
-            return await self._judged(function, idempotent=idempotent)
+            return await self._judged(function, idempotent)
         if not bulkhead.try_enter():
             await bulkhead.enter(priority)
         try:
-            return await self._judged(function, idempotent=idempotent)
+            return await self._judged(function, idempotent)
         finally:
             bulkhead.leave()
 
@@ -92,7 +96,9 @@ class Pipeline:
         """
         pool = self.bulkhead
         assert isinstance(pool, ThreadPoolBulkhead), f"{self.name!r} needs a bulkhead of strategy 'threads'"
-        await self._admit(cost)
+        if self._must_wait(cost):
+            assert self.limiter is not None
+            await self.limiter.acquire(cost)
         if not pool.try_enter():
             await pool.enter(priority)
         holds = True
@@ -105,35 +111,44 @@ class Pipeline:
             return await pool.execute(function)
 
         try:
-            return await self._judged(attempt, idempotent=idempotent)
+            return await self._judged(attempt, idempotent)
         finally:
             if holds:
                 pool.leave()
 
-    async def _admit(self, cost: float) -> None:
+    def _must_wait(self, cost: float) -> bool:
+        """What needs no waiting, without a coroutine: on most calls, nothing does. True: the limiter may ask for patience."""
         if self.health is not None:
             self.health.require()
-        limiter = self.limiter
-        if limiter is not None:
-            if limiter.wait_max_s:
-                await limiter.acquire(cost)
-            else:
-                limiter.take(cost)
-        if remaining_s() <= 0:
+        if self.timeout is None and deadline_s() < inf and remaining_s() <= 0:  # else the time-out looks
             raise DeadlineExceededError(self.name, "the deadline of its caller has passed")
+        limiter = self.limiter
+        if limiter is None:
+            return False
+        if limiter.wait_max_s:
+            return True
+        limiter.take(cost)
+        return False
 
-    async def _judged(self, function: Callable[[], Awaitable[Result]], *, idempotent: bool) -> Result:
+    async def _judged(self, function: Callable[[], Awaitable[Result]], idempotent: bool) -> Result:
         """The attempts, and their outcome to the breaker and the health checker."""
         breaker = self.breaker
         generation = breaker.permit() if breaker is not None else 0
         began_s = self._clock()
         try:
-            result = await self._attempts(function, idempotent=idempotent)
+            if self.retry is not None:
+                attempt = self._attempt
+                result = await self.retry.run(
+                    lambda: attempt(function), idempotent=idempotent, may_go_on=self._breaker_lets_go_on
+                )
+            else:
+                result = await self._attempt(function)
         except BaseException as error:
             self._judge(generation, self._counts(error), began_s)
             raise
         if breaker is not None:
-            breaker.record(generation, failed=False, duration_s=self._clock() - began_s)
+            now_s = self._clock()
+            breaker.record(generation, failed=False, duration_s=now_s - began_s, now_s=now_s)
         if self.health is not None:
             self.health.observe(ok=True)
         return result
@@ -148,18 +163,8 @@ class Pipeline:
         if self.health is not None:
             self.health.observe(ok=not failed)
 
-    async def _attempts(self, function: Callable[[], Awaitable[Result]], *, idempotent: bool) -> Result:
-        retry = self.retry
-        if retry is None:
-            return await self._attempt(function)
-        return await retry.run(
-            lambda: self._attempt(function), idempotent=idempotent, may_go_on=self._breaker_lets_go_on
-        )
-
-    async def _attempt(self, function: Callable[[], Awaitable[Result]]) -> Result:
-        if self.timeout_s is None:
-            return await function()
-        return await within(self.name, self.timeout_s, function)
+    def _attempt(self, function: Callable[[], Awaitable[Result]]) -> Awaitable[Result]:
+        return function() if self.timeout is None else self.timeout.run(function)
 
     def _breaker_lets_go_on(self) -> bool:
         return self.breaker is None or not self.breaker.is_open

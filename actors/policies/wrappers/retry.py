@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from itertools import count
 from typing import TypeVar
 
 from actors.policies import retry as machine
@@ -60,26 +61,38 @@ class Retry:
         repeat (has the breaker opened meanwhile?).
         """
         self._budget = machine.deposited(self.rules, self._budget)
-        number = 1
-        while True:
+        try:
+            if idempotent and self.rules.hedge_after_s > 0:
+                return await self._hedged(attempt)
+            return await attempt()
+        except Exception as error:
+            if (wait_s := self._wait_s(error, 1, idempotent, may_go_on)) is None:
+                raise
+        return await self._again(wait_s, attempt, idempotent, may_go_on)
+
+    async def _again(
+        self, wait_s: float, attempt: Callable[[], Awaitable[Result]], idempotent: bool, may_go_on: Callable[[], bool]
+    ) -> Result:
+        for number in count(2):
+            await self._sleep(wait_s)
             try:
-                if self.rules.hedge_after_s > 0 and idempotent and number == 1:
-                    return await self._hedged(attempt)
                 return await attempt()
             except Exception as error:
-                wait_s = self._wait_s(error, number, idempotent=idempotent)
-                if wait_s is None or not may_go_on() or not self._may_spend(error):
+                if (wait := self._wait_s(error, number, idempotent, may_go_on)) is None:
                     raise
-            await self._sleep(wait_s)
-            number += 1
+                wait_s = wait
+        raise AssertionError  # a count has no end
 
-    def _wait_s(self, error: Exception, number: int, *, idempotent: bool) -> float | None:
+    def _wait_s(self, error: Exception, number: int, idempotent: bool, may_go_on: Callable[[], bool]) -> float | None:
+        """How long to wait before the next attempt, which is paid for; None: there is none."""
         if isinstance(error, PolicyRefusal) or not self._retryable(error):
             return None
         if not idempotent and not was_surely_not_done(error):
             return None
         wait_s = machine.delay_s(self.rules, number, self._chance(), getattr(error, "retry_after_s", None))
-        return None if wait_s is None or wait_s >= remaining_s() else wait_s
+        if wait_s is None or wait_s >= remaining_s() or not may_go_on() or not self._may_spend(error):
+            return None
+        return wait_s
 
     def _may_spend(self, error: Exception | None = None) -> bool:
         left = machine.withdrawn(self._budget)
