@@ -24,7 +24,6 @@ from events.messages import Command
 ASK_TIMEOUT_S = 10.0
 # An actor that was killed took its unanswered asks along: ask again, the command id makes that harmless.
 _ATTEMPT_TIMEOUT_S = 2.0
-_ACTIVATION_TIMEOUT_S = 9.0  # longer than the supervisor itself tries
 _RETRY_S = 0.1
 _INCONCLUSIVE = (OverloadedError.code,)
 
@@ -32,8 +31,14 @@ _INCONCLUSIVE = (OverloadedError.code,)
 class Asker:
     """Commands in, results out. Safe for concurrent use; holds nothing per tenant."""
 
-    def __init__(self, bus: Bus, clock: Clock | None = None, ids: IdSource | None = None) -> None:
-        self._bus = bus
+    def __init__(
+        self,
+        bus: Bus,
+        clock: Clock | None = None,
+        ids: IdSource | None = None,
+        attempt_timeout_s: float = _ATTEMPT_TIMEOUT_S,
+    ) -> None:
+        self._bus, self._attempt_timeout_s = bus, attempt_timeout_s
         self._clock = clock or SystemClock()
         self.new_id = ids or system_ids(self._clock)
 
@@ -76,13 +81,15 @@ class Asker:
         problem: PlatformError | None = None
         while (left_s := ends - time.monotonic()) > 0:
             try:
-                data_back = await self._bus.request(ask_subject(tenant), data, min(left_s, _ATTEMPT_TIMEOUT_S))
+                data_back = await self._bus.request(ask_subject(tenant), data, min(left_s, self._attempt_timeout_s))
                 return _result(decode_reply(data_back))
             except NoOneListensError:
                 problem = await self._activate(tenant, ends)
                 continue
             except TimeoutError:
                 is_open = True
+                # somebody is subscribed and does not answer: perhaps busy, perhaps stopped, and then nobody else would tell
+                problem = await self._activate(tenant, ends)
                 continue
             except CommandRefusedError as refusal:
                 if not (is_open and refusal.code in _INCONCLUSIVE):
@@ -95,11 +102,17 @@ class Asker:
         raise problem or NotServedError(tenant, "no time was left to ask")
 
     async def _activate(self, tenant: str, ends: float) -> PlatformError:
-        """Have the tenant activated. What to say in case there is no time left to ask it again."""
+        """Have the tenant activated. What to say in case there is no time left to ask it again.
+
+        Waits no longer than for any answer: a supervisor that was killed took the request along, and one that is still
+        busy with it takes its repeat for the same.
+        """
         left_s = max(0.01, ends - time.monotonic())
         try:
-            answer = await self._bus.request(ACTIVATE, tenant.encode(), min(left_s, _ACTIVATION_TIMEOUT_S))
-        except (NoOneListensError, TimeoutError, BusUnavailableError):  # the supervisor itself is being restarted
+            answer = await self._bus.request(ACTIVATE, tenant.encode(), min(left_s, self._attempt_timeout_s))
+        except TimeoutError:
+            return NotServedError(tenant, "it could not be activated in time")
+        except (NoOneListensError, BusUnavailableError):  # the supervisor itself is being restarted
             await asyncio.sleep(_RETRY_S)
             return NotServedError(tenant, "nobody could activate it")
         if answer:

@@ -9,7 +9,7 @@ from actors import activation
 from actors.aggregate import STATE_SCHEMA
 from actors.shard import Shard
 from events.ask import Asker
-from events.bus import Bus, ask_subject
+from events.bus import Bus, ask_subject, unsubscribe
 from events.clock import SystemClock
 from events.envelope import Failed, Refused, decode_reply
 from events.errors import BusUnavailableError, CommandRefusedError, IntegrityError, PlatformError
@@ -347,3 +347,16 @@ async def test_a_snapshot_that_does_not_fit_the_log_is_ignored(
     }
     await valkey_store.save_snapshot(tenant, wrong[spoilt])
     assert await asker.ask(tenant, DescribeTenant(), actor="test") == before
+
+
+async def test_an_owner_that_listens_and_never_answers_is_not_waited_for(
+    bus: Bus, shard: Shard, asker: Asker, new_tenant: NewTenant
+) -> None:
+    """A stopped process stays subscribed, so "no responders" never comes: the tenant has to be activated elsewhere."""
+    tenant = new_tenant()
+    stopped = await bus.subscribe(ask_subject(tenant), lambda _data, _reply_to: None)
+    impatient = Asker(bus, attempt_timeout_s=0.3)
+    ok = await impatient.ask(tenant, CreateTenant("Acme"), actor="test")
+    assert ok.position == 1
+    assert shard.tenants == [tenant]
+    await unsubscribe(stopped)

@@ -17,6 +17,7 @@ from projections.runner import CheckpointMovedError, ReadModels, Runner, decoded
 from projections.usage import UsageProjection, read_usage
 from tests.kit.factories import created, record, settled
 from tests.kit.servers import Servers
+from tests.kit.tasks import cancel
 
 USAGE = UsageProjection()
 
@@ -53,8 +54,7 @@ async def follow_until(runner: Runner, models: ReadModels, tenant: str, position
                 assert not running.done()
                 await asyncio.sleep(0.01)  # what another process would see is all there is to look at
     finally:
-        running.cancel()
-        await asyncio.wait([running])
+        await cancel(running)
 
 
 async def test_a_runner_starts_where_the_last_one_ended(
@@ -91,8 +91,7 @@ async def test_two_runners_at_once_still_count_once(
     assert await requests_of(models, tenant) == 30
     await written(valkey_store, [settled("last")], tenant)  # the one that is left goes on alone
     await follow_until(runners[0], models, tenant, 32)
-    other.cancel()
-    await asyncio.wait([other])
+    await cancel(other)
     assert runners[0].parked == runners[1].parked == []
 
 

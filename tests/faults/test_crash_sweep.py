@@ -1,0 +1,41 @@
+"""Processes are killed, and stopped, at every failpoint, while clients go on; then the histories are checked.
+
+One seed of each here; ``TENANTRY_SWEEP_SEEDS=20`` or ``uv run python -m tests.faults.sweep`` for all of it.
+"""
+
+from collections import Counter
+
+import pytest
+
+from tests.faults.conftest import SEEDS, Sweeper
+from tests.faults.sweep import Schedule, swept
+
+STOPPED_AT = ["claim.after_epoch_before_load", "actor.before_decode", "append.before_fcall", "actor.mid_replies"]
+
+
+async def verdicts_of(schedules: list[Schedule], sweeper: Sweeper) -> Counter[str]:
+    """What was seen in all runs together. Fails at the first broken promise, with how to run it again."""
+    seen: Counter[str] = Counter()
+    for schedule in schedules:
+        verdict = await sweeper(schedule)
+        assert not verdict.violations, str(verdict)
+        assert not verdict.invalid, str(verdict)
+        seen += verdict.seen
+    return seen
+
+
+@pytest.mark.timeout(300 + 300 * SEEDS)
+async def test_no_promise_breaks_wherever_a_process_is_killed(sweeper: Sweeper, seeds: range) -> None:
+    """I1 to I8, I11 and I18 hold, and in the sweep as a whole everything happened that could have broken them."""
+    seen = await verdicts_of([Schedule(point, "crash", seed) for point in swept() for seed in seeds], sweeper)
+    for what in ("in flight at the fault", "repeated", "other body refused", "budget refused", "unknown"):
+        assert seen[what] > 0, seen
+
+
+@pytest.mark.timeout(300 + 300 * SEEDS)
+async def test_no_promise_breaks_where_an_owner_is_stopped_overtaken_and_wakes_up(
+    sweeper: Sweeper, seeds: range
+) -> None:
+    """Z3: it wakes up with commands in hand, and the store refuses what it would write."""
+    seen = await verdicts_of([Schedule(point, "pause", seed) for point in STOPPED_AT for seed in seeds], sweeper)
+    assert seen["fenced"] > 0, seen

@@ -1,0 +1,211 @@
+"""The processes that fault tests kill: what a Ray actor hosts, without Ray, so that a life costs milliseconds.
+
+They are forked from a server that has everything imported (``multiprocessing``'s forkserver).
+"""
+
+import asyncio
+import logging
+import multiprocessing
+import os
+import random
+import signal
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import msgspec
+
+from actors import activation
+from actors.shard import Shard
+from events import failpoints
+from events.bus import ACTIVATE, Bus
+from events.clock import SystemClock
+from events.errors import PlatformError
+from events.process import end_process
+from events.slices import SLICE_COUNT
+from events.store import EventStore, Head
+from events.valkey_store import ValkeyEventStore, connect
+from projections.runner import Runner
+from projections.usage import UsageProjection
+from tests.faults import planted
+from tests.kit.history import Claimed
+from tests.kit.tasks import cancel
+
+READS_DB = 3
+_SNAPSHOT_EVERY_EVENTS = 6
+_PASSIVATE_EVERY_S = 0.08
+
+Role = Literal["shard", "projections"]
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What a process is to be. ``directory`` gets its output and the epochs it claims."""
+
+    name: str
+    role: Role
+    nats_url: str
+    valkey_url: str
+    directory: str
+    failpoints: str = ""
+    seed: int = 0
+    bug: str = ""
+
+    @property
+    def output_path(self) -> Path:
+        return Path(self.directory) / f"{self.name}.log"
+
+    @property
+    def claims_path(self) -> Path:
+        return Path(self.directory) / "claims.jsonl"
+
+
+class Worker:
+    """A process of ours, from outside."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        self._ready, theirs = context.Pipe(duplex=False)
+        self._process = context.Process(target=_run, args=(plan, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    async def wait_ready(self) -> None:
+        """Returns when it serves, or has died on the way there."""
+        if await asyncio.to_thread(self._ready.poll, 60):
+            return
+        raise AssertionError(f"{self.plan.name} is not ready after a minute:\n{self.output}")
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def output(self) -> str:
+        return self.plan.output_path.read_text() if self.plan.output_path.exists() else ""
+
+    @property
+    def was_killed(self) -> bool:
+        return self._process.exitcode == -signal.SIGKILL
+
+    @property
+    def is_stopped(self) -> bool:
+        try:
+            status = Path(f"/proc/{self.pid}/stat").read_text()
+        except OSError:
+            return False
+        return status.rsplit(")", 1)[1].split()[0] == "T"
+
+    @property
+    def has_fired(self) -> bool:
+        return "failpoint.fired" in self.output
+
+    def resume(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    async def wait_end(self) -> None:
+        await asyncio.to_thread(self._process.join, 60)
+
+    async def stop(self) -> None:
+        """In order where it can be, by force where it can't."""
+        if self._process.is_alive():
+            self.resume()
+            self._process.terminate()
+            await asyncio.to_thread(self._process.join, 20)
+        if self._process.is_alive():
+            self._process.kill()
+            await self.wait_end()
+        self._ready.close()
+        self._process.close()
+
+
+class Ledger:
+    """An event store that writes down who claimed what: the log's own epochs are then checked against it."""
+
+    def __init__(self, store: EventStore, path: Path) -> None:
+        self._store, self._path = store, path
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def claim(self, tenant: str) -> Head:
+        head = await self._store.claim(tenant)
+        line = Claimed(time.monotonic_ns(), os.getpid(), tenant, head.epoch)
+        with self._path.open("ab") as ledger:
+            ledger.write(msgspec.json.encode(line) + b"\n")
+        return head
+
+
+def _run(plan: Plan, ready: Connection) -> None:
+    output = os.open(plan.output_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    logging.basicConfig(level=logging.INFO, format="%(relativeCreated)d %(message)s", force=True)
+    failpoints.arm(plan.failpoints, plan.seed)
+    asyncio.run(_serve_shard(plan, ready) if plan.role == "shard" else _serve_projections(plan, ready))
+
+
+async def _serve_shard(plan: Plan, ready: Connection) -> None:
+    activation.SNAPSHOT_EVERY_EVENTS = _SNAPSHOT_EVERY_EVENTS
+    store = ValkeyEventStore(connect(plan.valkey_url))
+    await store.open()
+    seen = cast("EventStore", Ledger(planted.store(plan.bug, store), plan.claims_path))
+    bus = await Bus.connect(plan.nats_url, plan.name, end_process)
+    shard = Shard(plan.name, "pool", seen, bus, SystemClock())
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def activate(tenant: str, reply_to: str) -> None:
+        try:
+            await shard.host(tenant)
+        except PlatformError as error:
+            await bus.publish(reply_to, error.code.encode())
+        else:
+            await bus.publish(reply_to, b"")
+
+    def on_activate(data: bytes, reply_to: str) -> None:
+        task = asyncio.create_task(activate(data.decode(), reply_to))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    await bus.subscribe(ACTIVATE, on_activate)
+    ended = _end_on_sigterm()
+    passivating = asyncio.create_task(_passivate(shard, random.Random(plan.seed)))
+    ready.send(True)
+    await ended.wait()
+    await cancel(passivating)
+    await shard.close()
+    await bus.close()
+    await store.close()
+
+
+async def _passivate(shard: Shard, dice: random.Random) -> None:
+    """Let go of a tenant now and then, so that tenants also leave and come back while they are asked."""
+    while True:
+        await asyncio.sleep(_PASSIVATE_EVERY_S * (0.5 + dice.random()))  # the test's own rhythm
+        if shard.tenants:
+            await shard.release(dice.choice(shard.tenants))
+
+
+async def _serve_projections(plan: Plan, ready: Connection) -> None:
+    store = ValkeyEventStore(connect(plan.valkey_url, timeout_s=8))
+    models = planted.read_models(plan.bug, connect(plan.valkey_url, db=READS_DB, timeout_s=8))
+    await store.open()
+    await models.open()
+    bus = await Bus.connect(plan.nats_url, plan.name, end_process)
+    ended = _end_on_sigterm()
+    running = asyncio.create_task(Runner(store, models, bus, [UsageProjection()], range(SLICE_COUNT)).run())
+    ready.send(True)
+    await ended.wait()
+    await cancel(running)
+    await bus.close()
+    await models.close()
+    await store.close()
+
+
+def _end_on_sigterm() -> asyncio.Event:
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    return ended
