@@ -7,20 +7,26 @@ from typing import Any
 
 import msgspec
 
+from actors import system as systems
 from actors import tenant as tenants
+from actors.system import System
 from actors.tenant import Tenant
 from events.catalog import DomainCommand, DomainEvent
+from events.errors import InvalidCommandError
 from events.messages import Query
+from events.slices import SYSTEM_TENANT
 from events.store import Placement
+from events.system import OfSystem, SystemFact
 from events.timers import FireTimers
 
-STATE_SCHEMA = 2  # raise it whenever State changes: older snapshots are then replayed instead of misread
+STATE_SCHEMA = 3  # raise it whenever State changes: older snapshots are then replayed instead of misread
 
 
 class State(msgspec.Struct, frozen=True):
     """Folded from all events of the tenant's log."""
 
     tenant: Tenant = Tenant()
+    system: System = System()  # of the tenant ``system`` only
 
     @property
     def exists(self) -> bool:
@@ -45,18 +51,26 @@ def decide(state: State, tenant: str, command: DomainCommand, now_us: int) -> li
     if isinstance(command, FireTimers):
         # each aggregate says what is due of its own; ``next_timer_us`` is the earliest of theirs
         return [*tenants.fire_timers(state.tenant, now_us)]
-    return tenants.decide(state.tenant, tenant, command, now_us)
+    if isinstance(command, OfSystem):
+        return [*systems.decide(state.system, tenant, command, now_us)]
+    if tenant == SYSTEM_TENANT:
+        raise InvalidCommandError(f"tenant {SYSTEM_TENANT!r} is the platform itself: it has no keys, budget or plan")
+    return [*tenants.decide(state.tenant, tenant, command, now_us)]
 
 
 def evolve(state: State, event: DomainEvent) -> State:
     """What is now true. History can't be refused, so no rule is checked here."""
-    return State(tenants.evolve(state.tenant, event))
+    if isinstance(event, SystemFact):
+        return msgspec.structs.replace(state, system=systems.evolve(state.system, event))
+    return msgspec.structs.replace(state, tenant=tenants.evolve(state.tenant, event))
 
 
 def answer(state: State, tenant: str, command: DomainCommand, now_us: int) -> dict[str, Any]:
     """The result of a command that was granted, as plain data; ``state`` is the one after its events."""
     if isinstance(command, FireTimers):
         return {}
+    if isinstance(command, OfSystem):
+        return systems.answer(state.system, command)
     return tenants.answer(state.tenant, tenant, command, now_us)
 
 

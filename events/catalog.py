@@ -3,12 +3,13 @@
 import msgspec
 
 from events.errors import InvalidCommandError
+from events.system import SystemCommand, SystemEvent
 from events.tenant import TenantCommand, TenantEvent
 from events.timers import FireTimers
 
 # Families are joined with ``|``; a tag belongs to one family only.
-DomainCommand = TenantCommand | FireTimers
-DomainEvent = TenantEvent
+DomainCommand = TenantCommand | SystemCommand | FireTimers
+DomainEvent = TenantEvent | SystemEvent
 
 _command_decoder: msgspec.msgpack.Decoder[DomainCommand] = msgspec.msgpack.Decoder(DomainCommand)
 

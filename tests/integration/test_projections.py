@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from events.bus import Bus
+from events.catalog import DomainEvent
 from events.codec import GENESIS, Record, chain
 from events.slices import slice_of, slice_tag
 from events.store import Append
@@ -112,7 +113,7 @@ class Poisoned(UsageProjection):
     def __init__(self, tenant: str) -> None:
         self._tenant = tenant
 
-    def apply(self, tenant: str, record: Record, event: TenantEvent) -> list[Write]:
+    def apply(self, tenant: str, record: Record, event: DomainEvent) -> list[Write]:
         if tenant == self._tenant:
             raise ValueError("poison")
         return super().apply(tenant, record, event)

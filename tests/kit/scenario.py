@@ -1,6 +1,7 @@
 """given / when / then for the tenant aggregate. The history passes through the codec, so every test checks the wire."""
 
 from functools import reduce
+from typing import Any
 
 from actors.tenant import Tenant, decide, evolve, fire_timers
 from events.codec import decode_event, encode_data
@@ -25,7 +26,7 @@ class Scenario:
 
 
 def replay(events: list[TenantEvent], state: Tenant | None = None) -> Tenant:
-    through_the_wire = [decode_event(encode_data(event)) for event in events]
+    through_the_wire: list[Any] = [decode_event(encode_data(event)) for event in events]
     return reduce(evolve, through_the_wire, state or Tenant())
 
 
