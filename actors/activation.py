@@ -9,13 +9,14 @@ import hashlib
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
 
 import msgspec
 
 from actors.aggregate import STATE_SCHEMA, State, answer, decide, evolve, is_query
 from actors.commit import Committer
+from actors.fairness import Share
 from events.catalog import DomainCommand, DomainEvent, decode_command
 from events.clock import Clock
 from events.codec import (
@@ -27,7 +28,7 @@ from events.codec import (
     encode_data,
     next_hash,
 )
-from events.envelope import Envelope, Failed, Ok, Reply, decode_envelope, encode, reply_for
+from events.envelope import Envelope, Failed, Ok, Reply, decode_envelope, encode, moved_reply, reply_for
 from events.errors import (
     ChainBrokenError,
     CommandIdReusedError,
@@ -49,7 +50,7 @@ from events.timers import FireTimers
 log = logging.getLogger(__name__)
 
 MAILBOX_MAX = 1_024
-TURN_COMMANDS_MAX = 256
+MAILBOX_BYTES_MAX = 8 * 1024 * 1024
 SNAPSHOT_EVERY_EVENTS = 1_000  # bounds what an activation must replay to some milliseconds
 COMMAND_ID_MAX = 128
 # A refusal or a read writes nothing, so nothing fences it: it is given only on ownership proven this recently.
@@ -57,8 +58,9 @@ OWNERSHIP_TRUSTED_S = 1.0
 # A store that is away for longer is reported to the callers instead of waited for.
 STORE_PATIENCE_S = 15.0
 _RETRY_FIRST_S, _RETRY_MAX_S = 0.05, 1.0
+RETRY_AFTER_S_MAX = 10.0
 
-Respond = Callable[[str, bytes], Awaitable[None]]  # subject to reply to, encoded reply
+Respond = Callable[[str, bytes], None]  # subject to reply to, encoded reply
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -103,6 +105,7 @@ class Activation:
         tenant: str,
         store: EventStore,
         committer: Committer,
+        share: Share,
         clock: Clock,
         respond: Respond,
         on_end: Callable[["Activation"], None],
@@ -110,10 +113,13 @@ class Activation:
         on_misplaced: Callable[["Activation"], None],
     ) -> None:
         self.tenant = tenant
-        self._store, self._committer, self._clock = store, committer, clock
+        self._store, self._committer, self._share, self._clock = store, committer, share, clock
         self._respond, self._on_end = respond, on_end
         self._serves, self._on_misplaced = serves, on_misplaced
         self._mailbox: deque[tuple[bytes, str]] = deque()
+        self._mailbox_bytes = 0
+        self._command_took_s = 0.0  # of the last turn
+        self._used_at = time.monotonic()
         self._running: asyncio.Task[None] | None = None
         self._ended = False
         self._state = State()
@@ -130,6 +136,11 @@ class Activation:
     @property
     def position(self) -> int:
         return self._position
+
+    @property
+    def used_at(self) -> float:
+        """When it was asked last, monotonic seconds."""
+        return self._used_at
 
     @property
     def has_ended(self) -> bool:
@@ -187,16 +198,22 @@ class Activation:
     def deliver(self, data: bytes, reply_to: str) -> None:
         """Put a command into the mailbox; a full mailbox answers at once, as long as it is surely the owner's."""
         if self._ended:
+            self._send(reply_to, encode(moved_reply))
             return
-        if len(self._mailbox) >= MAILBOX_MAX:
+        self._used_at = time.monotonic()
+        if len(self._mailbox) >= MAILBOX_MAX or self._mailbox_bytes >= MAILBOX_BYTES_MAX:
             if self._surely_owns:
-                refusal = reply_for(OverloadedError(self.tenant, len(self._mailbox)))
-                task = asyncio.ensure_future(self._respond(reply_to, encode(refusal)))
-                task.add_done_callback(_log_failure)
+                refusal = OverloadedError(self.tenant, len(self._mailbox), self._wait_s())
+                self._send(reply_to, encode(reply_for(refusal)))
             return
         self._mailbox.append((data, reply_to))
+        self._mailbox_bytes += len(data)
         if self._running is None:
             self._running = asyncio.create_task(self._run(), name=f"turns-{self.tenant}")
+
+    def _wait_s(self) -> float:
+        """About how long the mailbox takes to empty, in tenths of a second, at the pace of the last turn."""
+        return max(0.1, min(round(len(self._mailbox) * self._command_took_s, 1), RETRY_AFTER_S_MAX))
 
     async def drain(self) -> None:
         """Finish what is in the mailbox."""
@@ -204,21 +221,40 @@ class Activation:
             await asyncio.wait([self._running])
 
     def end(self) -> None:
-        """Let the tenant go. Whoever waits for an answer asks again, and finds the next owner."""
+        """Let the tenant go. What waits in the mailbox was not begun: whoever asked is told to ask again."""
         if not self._ended:
             self._ended = True
+            self._send_away(reply_to for _, reply_to in self._mailbox)
             self._mailbox.clear()
             self._on_end(self)
+
+    def _send_away(self, reply_tos: Iterable[str]) -> None:
+        moved = encode(moved_reply)
+        for reply_to in reply_tos:
+            self._send(reply_to, moved)
+
+    def _take(self) -> list[tuple[bytes, str]]:
+        """The commands of the next turn: this tenant's share of a round, and at least one."""
+        commands, size_bytes = self._share.turn(self.tenant, time.monotonic())
+        taken: list[tuple[bytes, str]] = []
+        while self._mailbox and len(taken) < commands and size_bytes > 0:
+            message = self._mailbox.popleft()
+            size_bytes -= len(message[0])
+            self._mailbox_bytes -= len(message[0])
+            taken.append(message)
+        return taken
 
     async def _run(self) -> None:
         try:
             while self._mailbox and not self._ended:
-                count = min(len(self._mailbox), TURN_COMMANDS_MAX)
-                await self._turn([self._mailbox.popleft() for _ in range(count)])
+                began, messages = time.monotonic(), self._take()
+                await self._turn(messages)
+                self._command_took_s = (time.monotonic() - began) / len(messages)
                 if self._position - self._snapshot_position >= SNAPSHOT_EVERY_EVENTS:
                     await self.save_snapshot()
                 if self._state.exists and self._state.placement != self._serves:
                     self._on_misplaced(self)
+                await asyncio.sleep(0)  # a turn that only read awaited nothing: now the others
         except FencedError as error:
             log.warning("tenant.fenced tenant=%s epoch=%s: %s", self.tenant, self._epoch, error)
             self.end()
@@ -245,7 +281,7 @@ class Activation:
             log.warning("tenant.halt_failed tenant=%s: %s", self.tenant, failure)
 
     async def _turn(self, messages: Sequence[tuple[bytes, str]]) -> None:
-        waiting = [request for data, reply_to in messages if (request := await self._open(data, reply_to))]
+        waiting = [request for data, reply_to in messages if (request := self._open(data, reply_to))]
         await self._serve(waiting)
 
     async def _serve(self, waiting: Sequence[Request]) -> None:
@@ -256,10 +292,13 @@ class Activation:
             except TooLargeError as error:
                 await self._serve_in_parts(waiting, error)
                 return
+            except FencedError:  # nothing of it was written
+                self._send_away(request.reply_to for request in waiting)
+                raise
             if known is None:
                 failpoint("actor.after_append_before_reply")
                 for reply_to, encoded in draft.replies:
-                    await self._send(reply_to, encoded)
+                    self._send(reply_to, encoded)
                     failpoint("actor.mid_replies")
                 await self._answer_unfenced(draft.unfenced)
                 return
@@ -270,19 +309,19 @@ class Activation:
         by itself.
         """
         if len(waiting) == 1:
-            await self._send(waiting[0].reply_to, encode(reply_for(error)))
+            self._send(waiting[0].reply_to, encode(reply_for(error)))
             return
         middle = len(waiting) // 2
         await self._serve(waiting[:middle])
         await self._serve(waiting[middle:])
 
-    async def _open(self, data: bytes, reply_to: str) -> Request | None:
+    def _open(self, data: bytes, reply_to: str) -> Request | None:
         """The message as a request; None where it was answered or dropped already."""
         failpoint("actor.before_decode")
         try:
             envelope = decode_envelope(data)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            await self._send(reply_to, encode(reply_for(InvalidCommandError(f"not an envelope: {error}"))))
+            self._send(reply_to, encode(reply_for(InvalidCommandError(f"not an envelope: {error}"))))
             return None
         if envelope.deadline_us < self._clock.now_us():
             return None  # nobody waits for the answer any more
@@ -293,7 +332,7 @@ class Activation:
                 raise InvalidCommandError(f"a command for {envelope.tenant!r} came to tenant {self.tenant!r}")
             command = decode_command(envelope.body)
         except Refusal as refusal:
-            await self._send(reply_to, encode(reply_for(refusal)))
+            self._send(reply_to, encode(reply_for(refusal)))
             return None
         return Request(envelope, command, hashlib.sha256(envelope.body).digest(), reply_to)
 
@@ -426,7 +465,7 @@ class Activation:
             if before is None:
                 undecided.append(request)
             else:
-                await self._send(request.reply_to, _first_answer(before, request))
+                self._send(request.reply_to, _first_answer(before, request))
         return undecided
 
     async def _answer_unfenced(self, unfenced: Sequence[tuple[Request, Reply]]) -> None:
@@ -443,9 +482,12 @@ class Activation:
         except StoreUnavailableError as error:
             log.warning("tenant.unanswered tenant=%s requests=%s: %s", self.tenant, len(unfenced), error)
             return  # who can't prove to be the owner says nothing; they ask again
+        except FencedError:
+            self._send_away(request.reply_to for request, _ in unfenced)
+            raise
         for request, reply in unfenced:
             before = None if is_query(request.command) else stored.get(request.envelope.command_id)
-            await self._send(request.reply_to, encode(reply) if before is None else _first_answer(before, request))
+            self._send(request.reply_to, encode(reply) if before is None else _first_answer(before, request))
 
     @property
     def _surely_owns(self) -> bool:
@@ -473,18 +515,13 @@ class Activation:
             if len(page) < page_size:
                 return
 
-    async def _send(self, reply_to: str, data: bytes) -> None:
+    def _send(self, reply_to: str, data: bytes) -> None:
         if not reply_to:
             return
         try:
-            await self._respond(reply_to, data)
+            self._respond(reply_to, data)
         except PlatformError as error:  # the log has it; who asked will ask again and be answered from there
             log.warning("tenant.reply_lost tenant=%s: %s", self.tenant, error)
-
-
-def _log_failure(task: asyncio.Future[None]) -> None:
-    if not task.cancelled() and (error := task.exception()):
-        log.warning("tenant.reply_lost: %s", error)
 
 
 def _first_answer(before: CommandResult, request: Request) -> bytes:

@@ -8,15 +8,18 @@ from collections.abc import Sequence
 from events.failpoints import failpoint
 from events.store import Append, Appended, AppendOutcome, EventStore, Known
 
+REQUESTS_MAX = 64
+# The store is one thread: what is in a group before a tenant's own append is what that tenant waits for.
+EVENTS_MAX = 512
+
 
 class Committer:
     """One per shard. Its task is the only one that awaits the store's appends, so no caller's cancellation can tear
     a connection away in mid-append.
     """
 
-    def __init__(self, store: EventStore, requests_max: int = 64) -> None:
+    def __init__(self, store: EventStore) -> None:
         self._store = store
-        self._requests_max = requests_max
         self._waiting: list[tuple[Append, asyncio.Future[Appended | Known]]] = []
         self._task: asyncio.Task[None] | None = None
 
@@ -30,7 +33,8 @@ class Committer:
 
     async def _commit(self) -> None:
         while self._waiting:
-            group, self._waiting = self._waiting[: self._requests_max], self._waiting[self._requests_max :]
+            count = _group_size([request for request, _ in self._waiting])
+            group, self._waiting = self._waiting[:count], self._waiting[count:]
             outcomes = await self._outcomes([request for request, _ in group])
             for (_, future), outcome in zip(group, outcomes, strict=True):
                 if future.done():  # its tenant was abandoned meanwhile
@@ -49,3 +53,13 @@ class Committer:
             return outcomes
         except Exception as error:  # noqa: BLE001 - a defect in the adapter must reach the callers, not end the loop
             return [error] * len(requests)
+
+
+def _group_size(waiting: Sequence[Append]) -> int:
+    """How many of the first go into one group: in order of arrival, which is fair, because no tenant waits twice."""
+    events = 0
+    for count, request in enumerate(waiting[:REQUESTS_MAX]):
+        events += len(request.entries)
+        if count and events > EVENTS_MAX:
+            return count
+    return min(len(waiting), REQUESTS_MAX)

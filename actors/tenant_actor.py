@@ -1,18 +1,22 @@
 """The Ray shell of a shard. Ray places it and restarts it; commands reach its tenants over NATS, never through Ray."""
 
 import asyncio
+from collections.abc import Sequence
 
-from actors.shard import Shard
+from actors.shard import Limits, Shard
 from events.clock import SystemClock
+from events.errors import NotServedError, PlatformError
 from events.process import Connect
 from events.store import Placement
+
+_HOST_ANSWERS_AFTER_S = 1.0
 
 
 class TenantActor:
     """Hosts one tenant (silo) or many (pool). Async: calls interleave at every await, turns are locked per tenant."""
 
-    def __init__(self, name: str, serves: Placement, connect: Connect) -> None:
-        self._name, self._serves, self._connect = name, serves, connect
+    def __init__(self, name: str, serves: Placement, connect: Connect, limits: Limits) -> None:
+        self._name, self._serves, self._connect, self._limits = name, serves, connect, limits
         self._opening: asyncio.Task[Shard] | None = None
 
     async def _shard(self) -> Shard:
@@ -23,8 +27,50 @@ class TenantActor:
 
     async def _open(self) -> Shard:
         connections = await self._connect(f"shard-{self._name}")
-        return Shard(self._name, self._serves, connections.store, connections.bus, SystemClock())
+        return Shard(self._name, self._serves, connections.store, connections.bus, SystemClock(), self._limits)
 
-    async def host(self, tenant: str) -> None:
-        """Serve ``tenant`` from here; returns when it listens. Safe to repeat."""
-        await (await self._shard()).host(tenant)
+    async def ready(self) -> None:
+        """Returns when it could host: its process runs and is connected."""
+        await self._shard()
+
+    async def host(self, tenants: Sequence[str]) -> list[PlatformError | None]:
+        """Serve these tenants from here. By tenant: None where it listens now, or why not; one that takes long to
+        replay is no reason to keep the others waiting. Safe to repeat.
+        """
+        shard = await self._shard()
+        tasks = [asyncio.create_task(shard.host(tenant)) for tenant in tenants]
+        await asyncio.wait(tasks, timeout=_HOST_ANSWERS_AFTER_S)
+        return [_problem(tenant, task) for tenant, task in zip(tenants, tasks, strict=True)]
+
+    async def tenants(self) -> list[str]:
+        """Whom it serves."""
+        return (await self._shard()).tenants
+
+    async def release(self, tenants: Sequence[str]) -> None:
+        """Stop serving them after what was accepted is done."""
+        shard = await self._shard()
+        await asyncio.gather(*map(shard.release, tenants))
+
+    async def retire(self) -> bool:
+        """Close it if it serves nobody; False where it does."""
+        shard = await self._shard()
+        if not shard.is_vacant:
+            return False
+        await shard.close()
+        return True
+
+    async def close(self) -> None:
+        """Before the platform stops: finish what was accepted, snapshot, host nobody any more."""
+        if self._opening is not None:
+            await (await self._shard()).close()
+
+
+def _problem(tenant: str, hosting: asyncio.Task[None]) -> PlatformError | None:
+    """Why the tenant does not listen. Raises what is no error of the platform's: a defect."""
+    if not hosting.done():
+        hosting.cancel()  # the activation itself goes on
+        return NotServedError(tenant, "its log is being replayed")
+    error = hosting.exception()
+    if error is None or isinstance(error, PlatformError):
+        return error
+    raise error

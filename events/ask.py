@@ -7,7 +7,7 @@ import msgspec
 
 from events.bus import ACTIVATE, Bus, NoOneListensError, ask_subject
 from events.clock import Clock, SystemClock
-from events.envelope import Envelope, Failed, Ok, Refused, Reply, decode_reply, encode
+from events.envelope import MOVED, Envelope, Failed, Ok, Refused, Reply, decode_reply, encode
 from events.errors import (
     BusUnavailableError,
     CommandFailedError,
@@ -90,6 +90,11 @@ class Asker:
                 is_open = True
                 # somebody is subscribed and does not answer: perhaps busy, perhaps stopped, and then nobody else would tell
                 problem = await self._activate(tenant, ends)
+                continue
+            except CommandFailedError as failure:
+                if failure.code != MOVED:
+                    raise
+                is_open = True
                 continue
             except CommandRefusedError as refusal:
                 if not (is_open and refusal.code in _INCONCLUSIVE):

@@ -1,6 +1,6 @@
 """NATS, with what nats-py 2.16 needs around it to be trusted.
 
-Subjects: ``ask.t.<tenant>`` (commands, request/reply), ``supervisor.activate`` (request/reply), ``live.<tenant>.<kind>``
+Subjects: ``ask.t.<tenant>`` (commands, request/reply), ``supervisor.*``, ``live.<tenant>.<kind>``
 (hints, best effort), ``keys.revoked``. Tenant ids are checked before they get here, so none can hold a wildcard.
 """
 
@@ -10,25 +10,23 @@ import logging
 from collections.abc import Callable
 from typing import Self
 
-import nats
-from nats.aio.client import Client
-from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
-from nats.errors import NoRespondersError
-from nats.errors import TimeoutError as NatsTimeoutError
 
 from events.errors import BusUnavailableError
+from events.nats_client import DirectClient, Handler, NoOneListensError, Subscription
+
+__all__ = ["Bus", "Handler", "NoOneListensError", "Subscription"]
 
 log = logging.getLogger(__name__)
 
+# to the supervisor, each with a name: serve this tenant; start the actor it belongs to; this silo has lost its tenant
 ACTIVATE = "supervisor.activate"
+PREPARE = "supervisor.prepare"
+VACANT = "supervisor.vacant"
 KEYS_REVOKED = "keys.revoked"
 WATCHDOG_PERIOD_S = 5.0
 _WATCHDOG_MISSES = 2
 _CONNECT_TIMEOUT_S = 5.0
-
-Handler = Callable[[bytes, str], None]  # data, subject to reply to ("" where no reply is wanted)
 
 
 def ask_subject(tenant: str) -> str:
@@ -39,14 +37,10 @@ def live_subject(tenant: str, kind: str) -> str:
     return f"live.{tenant}.{kind}"
 
 
-class NoOneListensError(Exception):
-    """The server says that nobody is subscribed to the subject."""
-
-
 class Bus:
     """One connection. Reconnects for ever; ``on_lost`` is called when it looks connected but answers no more."""
 
-    def __init__(self, client: Client, on_lost: Callable[[], None]) -> None:
+    def __init__(self, client: DirectClient, on_lost: Callable[[], None]) -> None:
         self._client = client
         self._on_lost = on_lost
         self._closing = False
@@ -66,9 +60,10 @@ class Bus:
                 bus._on_lost()
 
         bus: Self | None = None
+        client = DirectClient()
         try:
             async with asyncio.timeout(_CONNECT_TIMEOUT_S):  # nats-py itself would try for ever, as asked to later on
-                client = await nats.connect(
+                await client.connect(
                     url,
                     name=name,
                     error_cb=report,
@@ -76,7 +71,7 @@ class Bus:
                     connect_timeout=5,
                     allow_reconnect=True,
                     max_reconnect_attempts=-1,
-                    reconnect_time_wait=0.2,
+                    reconnect_time_wait=0.2,  # type: ignore[arg-type]  # seconds to sleep, whatever it says
                     ping_interval=5,
                     max_outstanding_pings=2,
                 )
@@ -114,32 +109,27 @@ class Bus:
             BusUnavailableError: It could not be sent.
         """
         try:
-            return (await self._client.request(subject, data, timeout=timeout_s)).data
-        except NoRespondersError as error:
-            raise NoOneListensError(subject) from error
-        except NatsTimeoutError as error:
-            raise TimeoutError(subject) from error
+            return await self._client.ask(subject, data, timeout_s)
+        except TimeoutError:  # it is an OSError, too
+            raise
         except (NatsError, OSError) as error:
             raise BusUnavailableError(f"{type(error).__name__}: {error}") from error
 
-    async def publish(self, subject: str, data: bytes) -> None:
-        """Best effort: a success says that the bytes are on their way, not that anybody got them."""
+    def publish(self, subject: str, data: bytes) -> None:
+        """Best effort: a success says that the bytes are on their way, not that anybody got them.
+
+        Raises:
+            BusUnavailableError: They could not even be buffered.
+        """
         try:
-            await self._client.publish(subject, data)
+            self._client.post(subject, data)
         except (NatsError, OSError) as error:
             raise BusUnavailableError(f"{type(error).__name__}: {error}") from error
 
     async def subscribe(self, subject: str, handler: Handler) -> Subscription:
         """Call ``handler`` for every message, in order of arrival. It must not block; what it raises is logged."""
-
-        async def on_message(message: Msg) -> None:
-            try:
-                handler(message.data, message.reply)
-            except Exception:
-                log.exception("bus.handler_failed subject=%s", subject)
-
         try:
-            subscription = await self._client.subscribe(subject, cb=on_message)
+            subscription = self._client.listen(subject, handler)
         except (NatsError, OSError) as error:
             raise BusUnavailableError(f"{type(error).__name__}: {error}") from error
         try:
@@ -159,8 +149,10 @@ class Bus:
 
 
 async def unsubscribe(subscription: Subscription) -> None:
-    """Leaving a subject can only fail where the connection is gone, and then nobody listens there any more."""
-    with contextlib.suppress(NatsError, OSError):
+    """Nothing is delivered after this returns; what was delivered meanwhile was handled. Leaving can only fail where
+    the connection is gone, and then nobody listens there any more.
+    """
+    with contextlib.suppress(NatsError, OSError, TimeoutError):
         await subscription.unsubscribe()
 
 

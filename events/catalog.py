@@ -6,11 +6,10 @@ from events.errors import InvalidCommandError
 from events.system import SystemCommand, SystemEvent
 from events.tenant import TenantCommand, TenantEvent
 from events.timers import FireTimers
-from events.tools import ToolCommand, ToolsEvent
 
 # Families are joined with ``|``; a tag belongs to one family only.
-DomainCommand = TenantCommand | SystemCommand | ToolCommand | FireTimers
-DomainEvent = TenantEvent | SystemEvent | ToolsEvent
+DomainCommand = TenantCommand | SystemCommand | FireTimers
+DomainEvent = TenantEvent | SystemEvent
 
 _command_decoder: msgspec.msgpack.Decoder[DomainCommand] = msgspec.msgpack.Decoder(DomainCommand)
 

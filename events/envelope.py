@@ -45,6 +45,11 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag="failed"):
     message: str
 
 
+MOVED = "moved"
+# From an actor that does not, or no longer, own the tenant, for what it had not begun: ask again at once. Another
+# actor may have heard the same command, so this says nothing of what becomes of it there.
+moved_reply = Failed(MOVED, "the tenant is served elsewhere now: ask again")
+
 Reply = Ok | Refused | Failed
 
 _encoder = msgspec.msgpack.Encoder()

@@ -211,6 +211,6 @@ class Runner:
                 at = await self._models.checkpoint(projection, tenant)
         self._checkpoints[key] = at
         try:
-            await self._bus.publish(live_subject(tenant, projection.name), str(at).encode())
+            self._bus.publish(live_subject(tenant, projection.name), str(at).encode())
         except BusUnavailableError as error:  # a hint; who waits for it also looks for itself
             log.warning("projection.hint_lost tenant=%s: %s", tenant, error)

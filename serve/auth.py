@@ -111,5 +111,5 @@ class Authenticator:
             self._known.popitem(last=False)
 
 
-async def push_revocation(bus: Bus, tenant: str, key_id: str) -> None:
-    await bus.publish(KEYS_REVOKED, msgspec.msgpack.encode(Revocation(tenant, key_id)))
+def push_revocation(bus: Bus, tenant: str, key_id: str) -> None:
+    bus.publish(KEYS_REVOKED, msgspec.msgpack.encode(Revocation(tenant, key_id)))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from actors.shard import Limits
 from actors.supervision.root import start_root_supervisor
 from events import failpoints
 from events.bus import Bus
@@ -48,6 +49,7 @@ def start_actors(settings: Settings) -> Callable[[], None]:
     """Start the actors of a deployment on the Ray cluster this process is connected to, or find those that run. The
     returned function waits until tenants can be activated.
     """
-    wait_until_listening = start_root_supervisor(open_connections, settings.pool_shards)
+    limits = Limits(settings.idle_after_s, settings.active_tenants_max)
+    wait_until_listening = start_root_supervisor(open_connections, settings.pool_shards, limits)
     start_projections(open_connections, open_models, range(SLICE_COUNT))
     return wait_until_listening

@@ -163,7 +163,8 @@ def _serve_controller() -> Any | None:
 
 
 def stop_ray(drain_timeout_s: float = 30.0) -> None:
-    """Leave Ray. What ``start_ray`` started stops: applications, as soon as requests under way are done; Serve; Ray.
+    """Leave Ray. What ``start_ray`` started stops: applications, as soon as requests under way are done; Serve;
+    tenants' actors, as soon as what they accepted is done; Ray.
 
     A cluster of ``connect_ray`` goes on, with all that was deployed to it.
     """
@@ -173,8 +174,15 @@ def stop_ray(drain_timeout_s: float = 30.0) -> None:
     try:
         if node is not None and node.head:
             _stop_serve(drain_timeout_s)
+            _stop_tenant_actors()
     finally:
         ray.shutdown(wait_for_processes=True)
+
+
+def _stop_tenant_actors() -> None:
+    from actors.supervision.root import stop_tenant_actors  # noqa: PLC0415 - Ray reads the environment
+
+    stop_tenant_actors()
 
 
 def _stop_serve(timeout_s: float) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self
 import yaml
 from pydantic import BaseModel, Field, PositiveInt, ValidationError, field_validator, model_validator
 
-from actors.tools.upstream import Upstream
+from actors.tools.model import Upstream
 from events import failpoints
 from events.errors import PlatformError
 from events.money import Price
@@ -53,6 +53,8 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     models: ModelsFile = ModelsFile()
     reads_db: int = 1  # the Valkey database of the read models
     pool_shards: PositiveInt = 1
+    idle_after_s: Annotated[float, Field(ge=0.1)] = 600.0  # a tenant not asked for so long leaves memory
+    active_tenants_max: PositiveInt = 20_000  # per actor: beyond it, who was asked least recently leaves memory
     call_timeout_s: Annotated[float, Field(gt=0, le=12 * 3600)] = 600.0  # one model call, from connect to last byte
     body_bytes_max: PositiveInt = 4 * 1024 * 1024
     failpoints: str = ""  # for fault tests, see events/failpoints.py

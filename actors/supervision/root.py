@@ -5,43 +5,38 @@ It stands on no request's path: a tenant that is active is asked directly, and s
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
 
 import ray
 from ray.exceptions import RayError
 
+from actors.shard import Limits
+from actors.supervision.shards import ShardActors
 from actors.supervision.timers import TimerScan
-from actors.tenant_actor import TenantActor
 from events.ask import Asker
-from events.bus import ACTIVATE
+from events.bus import ACTIVATE, PREPARE, VACANT, Subscription, unsubscribe
 from events.clock import SystemClock
 from events.errors import FencedError, IntegrityError, PlatformError
 from events.failpoints import failpoint
-from events.process import Connect, Connections, detached_actor, end_process
-from events.slices import is_tenant_id, slice_of
-from events.store import Placement
+from events.process import NAMESPACE, Connect, Connections, detached_actor, end_process
+from events.slices import is_tenant_id
 
 log = logging.getLogger(__name__)
 
 ROOT_NAME = "root-supervisor"
-_START_TIMEOUT_S = 60
+_START_TIMEOUT_S, _STOP_TIMEOUT_S = 60, 15
 _HOST_ATTEMPTS_S = 8.0
 _RETRY_S = 0.1
-
-
-def shard_name(tenant: str, placement: Placement, pool_shards: int) -> str:
-    """The actor that serves the tenant: its own, or one of the pool, the same one every time."""
-    return f"silo-{tenant}" if placement == "silo" else f"pool-{slice_of(tenant) % pool_shards}"
 
 
 class RootSupervisor:
     """Detached, named, restarted for ever. Keeps no state of its own: Ray knows the actors, the store the tenants."""
 
     # async only so that a loop runs already; Ray awaits it
-    async def __init__(self, connect: Connect, pool_shards: int) -> None:  # type: ignore[misc]
-        self._connect, self._pool_shards = connect, pool_shards
-        self._handles: dict[str, Any] = {}
+    async def __init__(self, connect: Connect, pool_shards: int, limits: Limits) -> None:  # type: ignore[misc]
+        self._connect = connect
+        self._shards = ShardActors(connect, limits, pool_shards)
+        self._subscriptions: list[Subscription] = []
         self._activating: dict[str, asyncio.Task[str]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._connections: Connections | None = None
@@ -50,7 +45,12 @@ class RootSupervisor:
     async def _start(self) -> None:
         try:
             self._connections = await self._connect(ROOT_NAME)
-            await self._connections.bus.subscribe(ACTIVATE, self._on_activate)
+            for subject, handler in (
+                (ACTIVATE, self._on_activate),
+                (PREPARE, self._on_prepare),
+                (VACANT, self._on_vacant),
+            ):
+                self._subscriptions.append(await self._connections.bus.subscribe(subject, handler))
             timers = TimerScan(self._connections.store, Asker(self._connections.bus), SystemClock())
             self._spawn(timers.run())
         except Exception:
@@ -66,15 +66,26 @@ class RootSupervisor:
         self._tasks.add(task)  # asyncio itself holds tasks only weakly
         task.add_done_callback(self._tasks.discard)
 
-    def _on_activate(self, data: bytes, reply_to: str) -> None:
-        self._spawn(self._answer_activate(data.decode(errors="replace"), reply_to))
+    async def close(self) -> None:
+        """Activate nobody any more, and have every tenant actor finish what it accepted and snapshot."""
+        await asyncio.gather(*(unsubscribe(subscription) for subscription in self._subscriptions))
+        await self._shards.close()
 
-    async def _answer_activate(self, tenant: str, reply_to: str) -> None:
-        """An empty answer: the tenant listens now. Otherwise the answer says why not."""
+    def _on_activate(self, data: bytes, reply_to: str) -> None:
+        self._spawn(self._answer(self.activate, data.decode(errors="replace"), reply_to))
+
+    def _on_prepare(self, data: bytes, reply_to: str) -> None:
+        self._spawn(self._answer(self._prepare, data.decode(errors="replace"), reply_to))
+
+    def _on_vacant(self, data: bytes, _reply_to: str) -> None:
+        self._spawn(self._shards.retire(data.decode(errors="replace")))
+
+    async def _answer(self, do: Callable[[str], Awaitable[str]], tenant: str, reply_to: str) -> None:
+        """An empty answer: it is done. Otherwise the answer says why not."""
         assert self._connections is not None
-        problem = await self.activate(tenant) if is_tenant_id(tenant) else f"{tenant[:80]!r} is not a tenant id"
+        problem = await do(tenant) if is_tenant_id(tenant) else f"{tenant[:80]!r} is not a tenant id"
         try:
-            await self._connections.bus.publish(reply_to, problem.encode())
+            self._connections.bus.publish(reply_to, problem.encode())
         except PlatformError as error:  # who asked will ask again
             log.warning("supervisor.answer_lost tenant=%s: %s", tenant, error)
 
@@ -94,7 +105,7 @@ class RootSupervisor:
             try:
                 head = await self._connections.store.head(tenant)
                 failpoint("supervisor.before_host")
-                await self._handle(tenant, head.placement if head else "pool").host.remote(tenant)
+                await self._shards.host(tenant, head.placement if head else "pool")
                 return ""
             except FencedError as error:  # two activations met; the next try settles it
                 problem, detail = error.code, str(error)
@@ -106,25 +117,40 @@ class RootSupervisor:
                 detail = str(error)
             except RayError as error:
                 # the actor is being restarted, or is gone for good and has to be created anew
-                self._handles.clear()
+                self._shards.forget_handles()
                 problem, detail = "its actor is being restarted", str(error)
             log.warning("supervisor.activation_retried tenant=%s: %s", tenant, detail)
             await asyncio.sleep(_RETRY_S)  # back-off; Ray has nothing to await that says "restarted"
         return problem
 
-    def _handle(self, tenant: str, placement: Placement) -> Any:
-        """The actor of the tenant's shard. Detached: it must outlive this supervisor."""
-        name = shard_name(tenant, placement, self._pool_shards)
-        if name not in self._handles:
-            self._handles[name] = detached_actor(TenantActor, name, name, placement, self._connect)
-        return self._handles[name]
+    async def _prepare(self, tenant: str) -> str:
+        """Start the actor that the tenant is about to move to. Returns "" or the reason it failed."""
+        assert self._connections is not None
+        try:
+            head = await self._connections.store.head(tenant)
+            await self._shards.prepare(tenant, head.placement if head else "pool")
+        except PlatformError as error:
+            return error.code
+        except RayError as error:
+            log.warning("supervisor.prepare_failed tenant=%s: %s", tenant, error)
+            return "its actor could not be started"
+        return ""
 
 
-def start_root_supervisor(connect: Connect, pool_shards: int) -> Callable[[], None]:
+def start_root_supervisor(connect: Connect, pool_shards: int, limits: Limits) -> Callable[[], None]:
     """Start it, or find the one that runs; the returned function waits until it listens."""
-    handle = detached_actor(RootSupervisor, ROOT_NAME, connect, pool_shards)
+    handle = detached_actor(RootSupervisor, ROOT_NAME, connect, pool_shards, limits)
 
     def wait() -> None:
         ray.get(handle.ready.remote(), timeout=_START_TIMEOUT_S)
 
     return wait
+
+
+def stop_tenant_actors() -> None:
+    """Have every tenant's actor finish what it accepted and snapshot; they host nobody afterwards."""
+    try:
+        supervisor = ray.get_actor(ROOT_NAME, namespace=NAMESPACE)
+        ray.get(supervisor.close.remote(), timeout=_STOP_TIMEOUT_S)
+    except (ValueError, RayError) as error:  # not there, or being restarted: the logs hold all that matters
+        log.warning("supervisor.close_failed: %s", error)

@@ -58,7 +58,7 @@ async def list_keys(services: Svc, tenant: str) -> KeyList:
 async def revoke_key(services: Svc, tenant: str, key_id: str, response: Response) -> KeyRow:
     """Revoke a key, at once and for good. Calls that run already are finished."""
     ok = await ask(services, tenant, RevokeKey(key_id))
-    await push_revocation(services.bus, tenant, key_id)
+    push_revocation(services.bus, tenant, key_id)
     stamp(response, ok)
     listed = await ask(services, tenant, ListKeys())
     return next(KeyRow(**row) for row in listed.result["keys"] if row["key_id"] == key_id)

@@ -33,9 +33,17 @@ async def shard(valkey_store: ValkeyEventStore, bus: Bus) -> AsyncIterator[Shard
 
 
 @pytest.fixture
-async def asker(bus: Bus, shard: Shard) -> AsyncIterator[Asker]:
-    """Activates in the ``shard`` whoever is asked for and not there."""
-    async with activating(bus, shard):
+async def silo(valkey_store: ValkeyEventStore, bus: Bus) -> AsyncIterator[Shard]:
+    """Where tenants go whose plan gives them an actor of their own."""
+    hosting = Shard("test-silo", "silo", valkey_store, bus, SystemClock())
+    yield hosting
+    await hosting.close()
+
+
+@pytest.fixture
+async def asker(bus: Bus, shard: Shard, silo: Shard, valkey_store: ValkeyEventStore) -> AsyncIterator[Asker]:
+    """Activates whoever is asked for and not there: in the ``shard``, or in the ``silo`` where the plan wants one."""
+    async with activating(bus, shard, silo=silo, store=valkey_store):
         yield Asker(bus)
 
 

@@ -1,4 +1,4 @@
-"""What the root supervisor does, without Ray: whoever is asked for and not there is activated in one shard."""
+"""What the root supervisor does for tenants that are asked for, without Ray."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,19 +7,29 @@ from contextlib import asynccontextmanager
 from actors.shard import Shard
 from events.bus import ACTIVATE, Bus
 from events.errors import PlatformError
+from events.store import EventStore
 
 
 @asynccontextmanager
-async def activating(bus: Bus, shard: Shard) -> AsyncIterator[None]:
+async def activating(
+    bus: Bus, shard: Shard, *, silo: Shard | None = None, store: EventStore | None = None
+) -> AsyncIterator[None]:
+    """Inside, whoever is asked for and not there is activated in the ``shard``; with ``silo`` and ``store``, in the
+    ``silo`` where the ``store`` says that the tenant's plan wants one.
+    """
     tasks: set[asyncio.Task[None]] = set()
+
+    async def home(tenant: str) -> Shard:
+        head = await store.head(tenant) if store is not None else None
+        return silo if silo is not None and head is not None and head.placement == "silo" else shard
 
     async def activate(tenant: str, reply_to: str) -> None:
         try:
-            await shard.host(tenant)
+            await (await home(tenant)).host(tenant)
         except PlatformError as error:
-            await bus.publish(reply_to, error.code.encode())
+            bus.publish(reply_to, error.code.encode())
         else:
-            await bus.publish(reply_to, b"")
+            bus.publish(reply_to, b"")
 
     def on_activate(data: bytes, reply_to: str) -> None:
         task = asyncio.create_task(activate(data.decode(), reply_to))

@@ -1,0 +1,123 @@
+"""The tenant actors of the cluster: by name, created where there is none, ended where they are vacant."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from actors.shard import Limits
+from actors.tenant_actor import TenantActor
+from events.errors import PlatformError
+from events.process import NAMESPACE, Connect, detached_actor
+from events.slices import slice_of
+from events.store import Placement
+
+log = logging.getLogger(__name__)
+
+_TENANTS_PER_CALL_MAX = 256
+_CALLS_AT_ONCE = 4  # per actor: tenants that wait for one of these to return share the next
+_CLOSE_TIMEOUT_S = 10.0
+
+
+def shard_name(tenant: str, placement: Placement, pool_shards: int) -> str:
+    """The actor that serves the tenant: its own, or one of the pool, the same one every time."""
+    return f"silo-{tenant}" if placement == "silo" else f"pool-{slice_of(tenant) % pool_shards}"
+
+
+class ShardActors:
+    """Where tenants are hosted. A Ray call takes a millisecond, so tenants that wait for the same actor share one."""
+
+    def __init__(self, connect: Connect, limits: Limits, pool_shards: int) -> None:
+        self._connect, self._limits, self._pool_shards = connect, limits, pool_shards
+        self._handles: dict[str, Any] = {}
+        self._waiting: dict[str, list[tuple[str, asyncio.Future[None]]]] = {}
+        self._calling: dict[str, set[asyncio.Task[None]]] = {}
+
+    def forget_handles(self) -> None:
+        """After a RayError: an actor is being restarted, or is gone for good and has to be created anew."""
+        self._handles.clear()
+
+    def _handle(self, name: str) -> Any:
+        """Detached: it must outlive the supervisor."""
+        if name not in self._handles:
+            serves: Placement = "silo" if name.startswith("silo-") else "pool"
+            self._handles[name] = detached_actor(TenantActor, name, name, serves, self._connect, self._limits)
+        return self._handles[name]
+
+    async def prepare(self, tenant: str, placement: Placement) -> None:
+        """Start the actor that the tenant belongs to. Raises RayError, PlatformError."""
+        await self._handle(shard_name(tenant, placement, self._pool_shards)).ready.remote()
+
+    async def host(self, tenant: str, placement: Placement) -> None:
+        """Have the tenant served by the actor it belongs to. Raises RayError, PlatformError."""
+        name = shard_name(tenant, placement, self._pool_shards)
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(name, []).append((tenant, future))
+        calling = self._calling.setdefault(name, set())
+        if len(calling) < _CALLS_AT_ONCE:
+            task = asyncio.create_task(self._host_waiting(name), name=f"host-{name}")
+            calling.add(task)
+            task.add_done_callback(calling.discard)
+        await future
+
+    async def _host_waiting(self, name: str) -> None:
+        while waiting := self._waiting.pop(name, []):
+            group, rest = waiting[:_TENANTS_PER_CALL_MAX], waiting[_TENANTS_PER_CALL_MAX:]
+            if rest:
+                self._waiting[name] = rest
+            outcomes = await self._outcomes(name, [tenant for tenant, _ in group])
+            for (_, future), outcome in zip(group, outcomes, strict=True):
+                if future.done():
+                    continue
+                if outcome is None:
+                    future.set_result(None)
+                else:
+                    future.set_exception(outcome)
+
+    async def _outcomes(self, name: str, tenants: Sequence[str]) -> Sequence[Exception | None]:
+        try:
+            outcomes: list[PlatformError | None] = await self._handle(name).host.remote(tenants)
+            return outcomes
+        except Exception as error:  # noqa: BLE001 - each caller gets it, and knows what to do about which
+            return [error] * len(tenants)
+
+    def _is_hosting(self, name: str) -> bool:
+        return bool(self._calling.get(name))
+
+    async def retire(self, name: str) -> None:
+        """End a silo's process that says it has lost its tenant, unless one is on its way to it."""
+        if not name.startswith("silo-") or self._is_hosting(name):
+            return
+        try:
+            handle: Any = ray.get_actor(name, namespace=NAMESPACE)
+            if await handle.retire.remote() and not self._is_hosting(name):
+                ray.kill(handle)  # no restart: the next tenant of that name gets a new one
+                log.info("supervisor.retired shard=%s", name)
+        except (ValueError, RayError) as error:  # ended already, or being restarted
+            log.info("supervisor.retire_failed shard=%s: %s", name, error)
+        finally:
+            self._handles.pop(name, None)
+            self._calling.pop(name, None)
+
+    async def close(self) -> None:
+        """Have all tenant actors finish what they accepted and snapshot, within some seconds."""
+        names = [
+            row["name"] for row in ray.util.list_named_actors(all_namespaces=True) if row["namespace"] == NAMESPACE
+        ]
+        shards = [name for name in names if name.startswith(("silo-", "pool-"))]
+        closing = [asyncio.create_task(self._close(name)) for name in shards]
+        if closing:
+            _, late = await asyncio.wait(closing, timeout=_CLOSE_TIMEOUT_S)
+            for task in late:
+                log.warning("supervisor.close_timed_out task=%s after_s=%s", task.get_name(), _CLOSE_TIMEOUT_S)
+                task.cancel()
+
+    @staticmethod
+    async def _close(name: str) -> None:
+        try:
+            await ray.get_actor(name, namespace=NAMESPACE).close.remote()
+        except (ValueError, RayError) as error:
+            log.warning("supervisor.close_failed shard=%s: %s", name, error)
