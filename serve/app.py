@@ -37,6 +37,7 @@ def gateway_app(replicas: int) -> Any:
         async def check_health(self) -> None:
             """Only a replica that can't open its connections is unhealthy; a busy one is not."""
             await gateway.ready()
+            await gateway.open_door(_ONGOING_MAX)
 
         async def __del__(self) -> None:
             await gateway.close()

@@ -11,6 +11,7 @@ from events.slices import SLICE_COUNT
 from events.valkey_store import ValkeyEventStore, connect
 from projections.actor import start_projections
 from projections.runner import ReadModels
+from serve.doors import Doors
 from serve.settings import Settings
 
 # Above the longest blocking read, so that waiting for events is not taken for a dead server.
@@ -27,6 +28,10 @@ async def open_read_models(settings: Settings) -> ReadModels:
     models = ReadModels(connect(settings.valkey_url, db=settings.reads_db, timeout_s=_SOCKET_TIMEOUT_S))
     await models.open()
     return models
+
+
+def open_doors(settings: Settings) -> Doors:
+    return Doors(connect(settings.valkey_url, db=settings.reads_db))
 
 
 async def open_bus(settings: Settings, name: str) -> Bus:

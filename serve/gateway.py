@@ -19,6 +19,7 @@ from serve.admin.routes import POSITION_MAX, Svc
 from serve.asgi import Receive, Scope, Send, header
 from serve.auth import Authenticator, KnownTenants, Principal, bearer
 from serve.chat import ChatEndpoint
+from serve.doors import OwnDoor
 from serve.http_errors import HttpError, as_http_error, error_body, error_headers, unexpected_error
 from serve.services import Services
 from serve.settings import Settings
@@ -126,6 +127,7 @@ class Gateway:
 
     def __init__(self) -> None:
         self._opening: asyncio.Task[tuple[FastAPI, ChatEndpoint]] | None = None
+        self._door: OwnDoor | None = None
 
     async def ready(self) -> tuple[FastAPI, ChatEndpoint]:
         """Raises what opening raised; the next call tries again."""
@@ -142,9 +144,9 @@ class Gateway:
         authenticator = Authenticator(asker, tenants, settings.pepper, settings.admin_key)
         await authenticator.follow_revocations(bus)
         model_client = ModelClient(settings.call_timeout_s)
-        models = await bootstrap.open_read_models(settings)
+        models, doors = await bootstrap.open_read_models(settings), bootstrap.open_doors(settings)
         app = build_app(settings.body_bytes_max)
-        app.state.services = Services(settings, store, models, bus, asker, tenants, authenticator, model_client)
+        app.state.services = Services(settings, store, models, bus, asker, tenants, authenticator, model_client, doors)
         chat = ChatEndpoint(
             {model.name: model for model in settings.models.models},
             authenticator,
@@ -155,16 +157,36 @@ class Gateway:
         )
         return app, chat
 
+    async def open_door(self, requests_max: int) -> None:
+        """Also listen on a port of this replica's own, for ``requests_max`` requests at once. Safe to repeat.
+
+        Raises:
+            OSError: No port that it may have is free.
+        """
+        app, _ = await self.ready()
+        if self._door is None:
+            services: Services = app.state.services
+            door = OwnDoor(self, services.doors, services.settings, requests_max)
+            self._door = door  # before the first await: a health check must not open a second one
+            try:
+                await door.open()
+            except OSError:
+                self._door = None
+                raise
+
     async def close(self) -> None:
-        """Finish the bookings under way, then let go of everything."""
+        """Finish what runs and the bookings under way, then let go of everything."""
         if self._opening is None or not self._opening.done() or self._opening.exception() is not None:
             return
+        if self._door is not None:
+            await self._door.close()
         app, chat = self._opening.result()
         await chat.drain()
         services: Services = app.state.services
         await services.model_client.close()
         await services.bus.close()
         await services.models.close()
+        await services.doors.close()
         await services.store.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

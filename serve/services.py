@@ -8,6 +8,7 @@ from events.bus import Bus
 from events.valkey_store import ValkeyEventStore
 from projections.runner import ReadModels
 from serve.auth import Authenticator, KnownTenants
+from serve.doors import Doors
 from serve.settings import Settings
 
 
@@ -20,3 +21,4 @@ class Services(msgspec.Struct, frozen=True):
     tenants: KnownTenants
     authenticator: Authenticator
     model_client: ModelClient
+    doors: Doors

@@ -1,6 +1,7 @@
 """What a deployment is told: the models file, and settings from the environment. Read once, handed down as values."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -15,6 +16,7 @@ from events.money import Price
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}$")]
 ENV_PREFIX = "TENANTRY_"
+_PORTS = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
 
 
 class SettingsError(PlatformError):
@@ -57,6 +59,8 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     active_tenants_max: PositiveInt = 20_000  # per actor: beyond it, who was asked least recently leaves memory
     call_timeout_s: Annotated[float, Field(gt=0, le=12 * 3600)] = 600.0  # one model call, from connect to last byte
     body_bytes_max: PositiveInt = 4 * 1024 * 1024
+    gateway_host: str = "127.0.0.1"  # where each gateway replica opens a port of its own
+    gateway_ports: str = ""  # such as 8100-8119; empty: any free port
     failpoints: str = ""  # for fault tests, see events/failpoints.py
     failpoints_seed: int = 0
 
@@ -68,6 +72,21 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
         except failpoints.FailpointSpecError as error:
             raise ValueError(str(error)) from error
         return value
+
+    @field_validator("gateway_ports")
+    @classmethod
+    def _is_range(cls, value: str) -> str:
+        if value and not (match := _PORTS.fullmatch(value)):
+            raise ValueError(f"expected a range of ports such as 8100-8119, got {value!r}")
+        if value and match and not 0 < int(match[1]) <= int(match[2]) < 65_536:
+            raise ValueError(f"not a range of ports: {value}")
+        return value
+
+    @property
+    def gateway_port_range(self) -> range:
+        """Ports to try, in order; empty: any free one."""
+        first, _, last = self.gateway_ports.partition("-")
+        return range(int(first), int(last) + 1) if first else range(0)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:

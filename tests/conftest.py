@@ -3,9 +3,13 @@
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from hypothesis import settings
 
 from events.valkey_store import ValkeyEventStore, connect
 from tests.kit.servers import Servers, running_servers
+
+settings.register_profile("tenantry", deadline=None)  # a busy machine is no defect of the code
+settings.load_profile("tenantry")
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ app.command()(log.events)
 app.command()(usage.usage)
 app.command()(log.verify)
 app.command()(platform.doctor)
+app.command()(platform.gateways)
 app.command()(bench.bench)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from serve.cli.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption
-from serve.cli.output import print_json, say
+from serve.cli.output import print_json, say, table
 from serve.client import AdminClient
 
 
@@ -42,3 +42,15 @@ def doctor(data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = Fal
             print(f"{'ok  ' if finding['ok'] else 'FAIL'}  {finding['name']:<12} {finding['detail']}")
     if not report["ok"]:
         raise typer.Exit(1)
+
+
+def gateways(data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False) -> None:
+    """List the addresses of the gateway replicas: each listens on a port of its own, beside Serve's.
+
+    Put a load balancer in front of these for throughput; each serves all of the API. The list follows Serve's scaling.
+    """
+    rows = AdminClient.find(data_dir).call("GET", "/gateways")["data"]
+    if as_json:
+        print_json(rows)
+    else:
+        table(["url", "replica"], [[row["url"], row["replica"]] for row in rows])

@@ -1,0 +1,184 @@
+"""A gateway replica's own door, beside Serve's: the same application on a port of its own, without HAProxy and Serve's
+replica wrapper between, which cost more than everything behind them.
+
+Serve still decides how many replicas there are, whether they are healthy and when they end. A load balancer in front
+learns the addresses from the platform (``tenantry gateways``), which knows who listens because each says so every few
+seconds. What HAProxy does for the other door is done here: a time limit for request heads, a bounded number of requests at
+once, and nothing that a client's headers could switch off.
+"""
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from serve.asgi import App, Receive, Scope, Send
+from serve.http_errors import HttpError, error_body, error_headers
+
+log = logging.getLogger(__name__)
+
+HEAD_TIMEOUT_S = 10.0
+HEAD_BYTES_MAX = 64 * 1024
+BODY_SILENCE_S = 30.0
+CONNECTIONS_MAX = 4_096
+_KEEP_ALIVE_S = 75  # longer than the 60 s of most load balancers, so that it is they who close
+_DRAIN_TIMEOUT_S = 15
+_BACKLOG = 2_048
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """uvicorn's, with an end to requests that come too slowly or whose head never ends."""
+
+    _head_timer: asyncio.TimerHandle | None = None
+    _body_timer: asyncio.TimerHandle | None = None
+    _head_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > CONNECTIONS_MAX:
+            transport.abort()
+        else:
+            self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timers()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._head_timer is not None:
+            self._head_bytes += len(data)
+        elif self.cycle is None or self.cycle.response_complete:
+            self._expect_head()  # the first bytes of a kept connection's next request
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._head_timer is not None and self._head_bytes > HEAD_BYTES_MAX and not self.transport.is_closing():
+            self._give_up("the request's head is too large")
+
+    def on_headers_complete(self) -> None:
+        self._stop_timers()
+        super().on_headers_complete()
+        self._expect_body()
+
+    def on_body(self, body: bytes) -> None:
+        self._expect_body()
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._stop_timers()
+        super().on_message_complete()
+
+    def _expect_body(self) -> None:
+        self._stop_timers()
+        self._body_timer = self.loop.call_later(BODY_SILENCE_S, self._cut)
+
+    def _cut(self) -> None:
+        """The application learns of it as of any client that leaves."""
+        self.transport.abort()
+
+    def _expect_head(self) -> None:
+        self._stop_timers()
+        self._head_bytes = 0
+        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up, "the request's head came too slowly")
+
+    def _stop_timers(self) -> None:
+        for timer in (self._head_timer, self._body_timer):
+            if timer is not None:
+                timer.cancel()
+        self._head_timer = self._body_timer = None
+
+    def _give_up(self, why: str) -> None:
+        self._stop_timers()
+        if not self.transport.is_closing():
+            self.send_400_response(why)
+
+
+class BoundedApp:
+    """So many requests at once, and an answer at once for those beyond: a queue here would only hide the overload."""
+
+    def __init__(self, app: App, requests_max: int) -> None:
+        self._app, self._requests_max, self._under_way = app, requests_max, 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and self._under_way >= self._requests_max:
+            await _refuse(send)
+            return
+        self._under_way += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._under_way -= 1
+
+
+async def _refuse(send: Send) -> None:
+    error = HttpError(503, "overloaded", "this gateway has as many requests as it can hold", retry_after_s=1.0)
+    headers = {"content-type": "application/json", **error_headers(error)}
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": raw})
+    await send({"type": "http.response.body", "body": error_body(error)})
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are Ray's to handle: this process is a replica."""
+        yield
+
+
+class Listener:
+    """One per replica. ``start``, then ``url``; ``close`` stops taking connections and finishes what runs."""
+
+    def __init__(self, app: App, *, host: str, ports: range, requests_max: int) -> None:
+        self._host, self._ports = host, ports
+        config = uvicorn.Config(
+            BoundedApp(app, requests_max),
+            http=GuardedProtocol,
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_level="warning",
+            log_config=None,
+            server_header=False,
+            date_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=_DRAIN_TIMEOUT_S,
+            backlog=_BACKLOG,
+        )
+        self._server = _Server(config)
+        self.url = ""  # known once it has been started
+        self._serving: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Raises OSError where no port of the range is free."""
+        sock = _bound(self._host, self._ports)
+        host, port = sock.getsockname()[:2]
+        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        self._serving = asyncio.create_task(self._server.serve(sockets=[sock]), name="listener")
+
+    async def close(self) -> None:
+        if self._serving is None:
+            return
+        self._server.should_exit = True
+        await self._serving
+
+
+def _bound(host: str, ports: range) -> socket.socket:
+    """A socket on the first free port of the range; of an empty range, on any."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    problem: OSError | None = None
+    for port in ports or (0,):
+        sock = socket.socket(family)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((host, port))
+        except OSError as error:
+            sock.close()
+            problem = error
+        else:
+            sock.listen(_BACKLOG)  # from here on, connections wait for the server to take them
+            return sock
+    raise OSError(f"no port of {ports.start}-{ports.stop - 1} is free on {host}: {problem}")

@@ -1,0 +1,148 @@
+"""A replica's own door: what HAProxy would do at the other one is done here."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+
+from events.valkey_store import connect
+from serve import listener
+from serve.asgi import App, Receive, Scope, Send
+from serve.doors import Door, Doors
+from serve.listener import Listener
+from tests.kit.servers import Servers
+
+
+async def hello(scope: Scope, receive: Receive, send: Send) -> None:
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+    await send({"type": "http.response.body", "body": body})
+
+
+@asynccontextmanager
+async def listening(app: App, requests_max: int = 100) -> AsyncIterator[Listener]:
+    door = Listener(app, host="127.0.0.1", ports=range(0), requests_max=requests_max)
+    await door.start()
+    try:
+        yield door
+    finally:
+        await door.close()
+
+
+@asynccontextmanager
+async def raw(door: Listener) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(door.url.rpartition(":")[2]))
+    yield reader, writer
+    writer.close()
+    await asyncio.wait([asyncio.ensure_future(writer.wait_closed())])
+
+
+async def test_it_serves_the_application() -> None:
+    async with listening(hello) as door, httpx.AsyncClient() as client:
+        for body in (b"one", b"two"):
+            assert (await client.post(door.url, content=body)).content == body
+
+
+async def test_a_head_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "HEAD_TIMEOUT_S", 0.2)
+    async with listening(hello) as door, raw(door) as (reader, writer):
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n")
+        assert b"400" in await asyncio.wait_for(reader.read(), 10)
+
+
+async def test_so_is_one_on_a_kept_connection_and_one_that_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "HEAD_TIMEOUT_S", 0.2)
+    async with listening(hello) as door:
+        async with raw(door) as (reader, writer):
+            writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\na")
+            assert b"200" in await asyncio.wait_for(reader.readuntil(b"a"), 10)
+            writer.write(b"GET / HTT")
+            assert b"too slowly" in await asyncio.wait_for(reader.read(), 10)
+        monkeypatch.setattr(listener, "HEAD_TIMEOUT_S", 60.0)
+        async with raw(door) as (reader, writer):
+            writer.write(b"GET / HTTP/1.1\r\n" + b"X-A: " + b"b" * (listener.HEAD_BYTES_MAX + 1))
+            assert b"too large" in await asyncio.wait_for(reader.read(), 10)
+
+
+async def test_a_body_that_stops_coming_is_a_client_that_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "BODY_SILENCE_S", 0.2)
+    seen: list[str] = []
+    left = asyncio.Event()
+
+    async def app(_scope: Scope, receive: Receive, _send: Send) -> None:
+        while (kind := (await receive())["type"]) != "http.disconnect":
+            seen.append(kind)
+        left.set()
+
+    async with listening(app) as door, raw(door) as (_, writer):
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\npart")
+        await asyncio.wait_for(left.wait(), 10)
+
+
+async def test_more_requests_than_it_holds_are_told_so_at_once() -> None:
+    go_on, both_arrived, arrived = asyncio.Event(), asyncio.Event(), 0
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal arrived
+        arrived += 1
+        if arrived == 2:
+            both_arrived.set()
+        await go_on.wait()
+        await hello(scope, receive, send)
+
+    async with listening(slow, requests_max=2) as door, httpx.AsyncClient() as client:
+        waiting = [asyncio.create_task(client.post(door.url, content=b"x")) for _ in range(2)]
+        await both_arrived.wait()
+        refused = await client.post(door.url, content=b"y")
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "overloaded"
+        assert refused.headers["retry-after"] == "1"
+        go_on.set()
+        assert [(await answer).status_code for answer in waiting] == [200, 200]
+
+
+async def test_closing_finishes_what_runs() -> None:
+    arrived, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        arrived.set()
+        await go_on.wait()
+        await hello(scope, receive, send)
+
+    door = Listener(slow, host="127.0.0.1", ports=range(0), requests_max=10)
+    await door.start()
+    async with httpx.AsyncClient() as client:
+        answer = asyncio.create_task(client.post(door.url, content=b"last"))
+        await arrived.wait()
+        closing = asyncio.create_task(door.close())
+        go_on.set()
+        assert (await answer).content == b"last"
+        await asyncio.wait_for(closing, 10)
+        with pytest.raises(httpx.ConnectError):
+            await client.post(door.url, content=b"late")
+
+
+async def test_a_port_that_is_taken_is_passed_over_and_none_left_is_said() -> None:
+    async with listening(hello) as first:
+        port = int(first.url.rpartition(":")[2])
+        with pytest.raises(OSError, match=f"no port of {port}-{port} is free"):
+            await Listener(hello, host="127.0.0.1", ports=range(port, port + 1), requests_max=1).start()
+
+
+async def test_the_list_forgets_who_left(servers: Servers) -> None:
+    doors = Doors(connect(servers.valkey_url, db=1))
+    try:
+        await doors.announce(Door("a", "http://127.0.0.1:1"))
+        await doors.announce(Door("b", "http://127.0.0.1:2"))
+        assert [door.replica for door in await doors.all()] == ["a", "b"]
+        await doors.withdraw("a")
+        assert [door.replica for door in await doors.all()] == ["b"]
+    finally:
+        await doors.withdraw("b")
+        await doors.close()
