@@ -19,6 +19,7 @@ import httpx
 import openai
 import psutil
 import pytest
+from openai import OpenAI
 
 from serve.guard import members
 from serve.platform import LOCAL_MODEL
@@ -233,6 +234,19 @@ def test_serves_own_headers_have_no_effect(platform: UpProcess) -> None:
         model=LOCAL_MODEL, messages=ask("Hi"), max_tokens=40, extra_headers=headers
     )
     assert answer.choices[0].message.content
+
+
+def test_a_replica_has_a_door_of_its_own(platform: UpProcess, admin: httpx.Client) -> None:
+    """The same application on the same terms, without HAProxy and Serve between."""
+    (row,) = json.loads(tenantry(platform, "gateways", "--json"))
+    assert row["url"] in tenantry(platform, "gateways")
+    key = platform.running.demo_key
+    with OpenAI(base_url=f"{row['url']}/v1", api_key=key, http_client=httpx.Client()) as client:
+        answer = client.chat.completions.create(model=LOCAL_MODEL, messages=ask("Hello"), max_tokens=8)
+    assert answer.usage is not None
+    headers = {"authorization": f"Bearer {key}", "x-request-timeout-seconds": "0.000001"}
+    assert httpx.get(f"{row['url']}/v1/usage", headers=headers).status_code == 200
+    assert httpx.get(f"{row['url']}/admin/v1/tenants", headers=headers).status_code == 401
 
 
 def test_nothing_listens_beyond_loopback(platform: UpProcess) -> None:
