@@ -241,7 +241,7 @@ def test_a_replica_has_a_door_of_its_own(platform: UpProcess, admin: httpx.Clien
     (row,) = json.loads(tenantry(platform, "gateways", "--json"))
     assert row["url"] in tenantry(platform, "gateways")
     key = platform.running.demo_key
-    with OpenAI(base_url=f"{row['url']}/v1", api_key=key, http_client=httpx.Client()) as client:
+    with OpenAI(base_url=f"{row['url']}/v1", api_key=key) as client:
         answer = client.chat.completions.create(model=LOCAL_MODEL, messages=ask("Hello"), max_tokens=8)
     assert answer.usage is not None
     headers = {"authorization": f"Bearer {key}", "x-request-timeout-seconds": "0.000001"}

@@ -161,9 +161,9 @@ async def _serve_shard(plan: Plan, ready: Connection) -> None:
         try:
             await shard.host(tenant)
         except PlatformError as error:
-            await bus.publish(reply_to, error.code.encode())
+            bus.publish(reply_to, error.code.encode())
         else:
-            await bus.publish(reply_to, b"")
+            bus.publish(reply_to, b"")
 
     def on_activate(data: bytes, reply_to: str) -> None:
         task = asyncio.create_task(activate(data.decode(), reply_to))
