@@ -1,9 +1,13 @@
 """The event store on Valkey: streams for logs, one Lua function library for everything that must be atomic.
 
-Keys of a tenant in slice 17: ``{s017}:log:<tenant>`` (stream, ids are positions), ``{s017}:meta:<tenant>`` (epoch,
-position, head hash, status, placement), ``{s017}:replies:<tenant>`` (command id -> reply, 48 h), ``{s017}:streams:<tenant>`` (where in the log each stream's events
-are), ``{s017}:snapshots:<tenant>``. Keys of a slice:
-``{s017}:appends`` (a pointer per append, for followers), ``{s017}:timers``, ``{s017}:tenants``.
+Keys of a tenant in slice 17: ``{s017}:log:<tenant>`` (stream), ``{s017}:meta:<tenant>`` (epoch, position, head hash,
+status, placement), ``{s017}:replies:<tenant>`` (command id -> reply, 48 h), ``{s017}:streams:<tenant>`` (where in the log
+each stream's events are), ``{s017}:snapshots:<tenant>``. Keys of a slice: ``{s017}:appends`` (a pointer per append, for
+followers), ``{s017}:timers``, ``{s017}:tenants``.
+
+An entry of a log holds the neighbouring events of one append, up to 32 of them: field ``b``, an array of record, hash,
+record, hash. Its id is the position of the last of them, so that the entry that holds position p is the first at or
+after ``p-0``. Entries of the first release hold one event each, in fields ``e`` and ``h``.
 """
 
 import asyncio
@@ -16,7 +20,7 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 import msgspec
-from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
+from redis.asyncio import BlockingConnectionPool, Connection, Redis, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -24,7 +28,7 @@ from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.maint_notifications import MaintNotificationsConfig
 
-from events.codec import GENESIS, StoredEvent, decode_record
+from events.codec import GENESIS, Entry, StoredEvent, decode_record
 from events.errors import (
     CommandIdReusedError,
     FencedError,
@@ -53,15 +57,20 @@ from events.store import (
     TenantStatus,
     check_caps,
 )
+from events.valkey_link import Address, Command, Link
 
-LIBRARY = "tenantry_v1"
+LIBRARY = "tenantry_v2"
 IDENTITY_KEY = "tenantry:store"
 _CHUNK = 128  # events per field of a stream's index, as in library.lua
 _POSITION_BYTES = 5
+# One entry costs the server some 5 us whatever is in it; a reader that wants one event of it gets all.
+_ENTRY_EVENTS_MAX, _ENTRY_BYTES_MAX = 32, 16 * 1024
+_NEIGHBOUR_GAP = 8  # positions of a stream this close are read as one range
 _CLUSTER_POLL_S = 0.05
 _DUE_AT_ONCE = 100  # per slice and look
 _encode = msgspec.msgpack.Encoder().encode
 _decode_snapshot = msgspec.msgpack.Decoder(Snapshot).decode
+_decode_entry = msgspec.msgpack.Decoder(list[bytes]).decode
 # Valkey's own states in which it answers but can't serve; the same command may work later.
 _TRANSIENT_CODES = ("OOM", "MISCONF", "LOADING", "BUSY", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
 
@@ -86,12 +95,32 @@ def connect(url: str, *, db: int | None = None, timeout_s: float = 5.0, connecti
         "maint_notifications_config": MaintNotificationsConfig(enabled=False),
     }
     parts = urlsplit(url)
+    client: Client
     if parts.scheme == CLUSTER_SCHEME:
-        return RedisCluster.from_url(parts._replace(scheme="redis").geturl(), **options)
-    if db is not None:
-        url = parts._replace(path=f"/{db}").geturl()
-    # waits for a connection where the usual pool would raise: more callers than connections are no error
-    return Redis.from_pool(BlockingConnectionPool.from_url(url, timeout=timeout_s, **options))
+        client = RedisCluster.from_url(parts._replace(scheme="redis").geturl(), **options)
+    else:
+        if db is not None:
+            url = parts._replace(path=f"/{db}").geturl()
+        # waits for a connection where the usual pool would raise: more callers than connections are no error
+        client = Redis.from_pool(BlockingConnectionPool.from_url(url, timeout=timeout_s, **options))
+    client.set_response_callback("XRANGE", _as_it_came)  # its own makes a dictionary of each entry
+    return client
+
+
+def _as_it_came(response: Any, **_options: Any) -> Any:
+
+    return response
+
+
+def open_link(client: Client) -> Link | None:
+    """A bare connection to where the client connects to; None where that takes more than TCP to one server."""
+    if isinstance(client, RedisCluster) or client.connection_pool.connection_class is not Connection:
+        return None
+    options = client.connection_pool.connection_kwargs
+    address = Address(
+        options["host"], options["port"], options.get("db", 0), options.get("username"), options.get("password")
+    )
+    return Link(address, options.get("socket_timeout", 5.0))
 
 
 def library_source() -> str:
@@ -162,6 +191,8 @@ class ValkeyEventStore:
     def __init__(self, client: Client, archive: Archived | None = None) -> None:
         self._client, self._archive = client, archive
         self._is_cluster = isinstance(client, RedisCluster)
+        # pages of a replay would hold up the short calls behind them
+        self._calls, self._pages = open_link(client), open_link(client)
 
     async def open(self) -> None:
         """Load the function library and check that the store was created with this layout.
@@ -180,17 +211,20 @@ class ValkeyEventStore:
             raise StoreMismatchError(f"the store has {slices} slices, this release uses {SLICE_COUNT}")
 
     async def close(self) -> None:
+        for link in (self._calls, self._pages):
+            if link is not None:
+                await link.close()
         await self._client.aclose()
 
     async def claim(self, tenant: str) -> Head:
         key = f"{slice_tag(slice_of(tenant))}:meta:{tenant}"
-        epoch, position, head, status, placement = await self._call(
-            tenant, "FCALL", "tenantry_v1_claim", 1, key, tenant
+        epoch, position, head, status, placement = await self._one(
+            self._calls, tenant, "FCALL", "tenantry_v2_claim", 1, key, tenant
         )
         return Head(epoch, position, head or GENESIS, _status(status), _placement(placement))
 
     async def check(self, tenant: str, epoch: int) -> None:
-        current = await self._call(tenant, "HGET", f"{slice_tag(slice_of(tenant))}:meta:{tenant}", "epoch")
+        current = await self._one(self._calls, tenant, "HGET", f"{slice_tag(slice_of(tenant))}:meta:{tenant}", "epoch")
         if current is None or int(current) != epoch:
             raise FencedError(tenant, epoch, f"epoch is {current and int(current)}")
 
@@ -210,7 +244,8 @@ class ValkeyEventStore:
                 outcomes[index] = error
             else:
                 calls.append((index, _append_args(request)))
-        for (index, _), answer in zip(calls, await self._send([args for _, args in calls]), strict=True):
+        answers = await self._send([args for _, args in calls], self._calls)
+        for (index, _), answer in zip(calls, answers, strict=True):
             request = requests[index]
             if isinstance(answer, Exception):
                 outcomes[index] = translate(answer, request.tenant, request.epoch)
@@ -224,9 +259,11 @@ class ValkeyEventStore:
                 )
         return cast("list[AppendOutcome]", outcomes)
 
-    async def _send(self, calls: list[list[Any]]) -> list[Any]:
+    async def _send(self, calls: Sequence[Command], link: Link | None = None) -> list[Any]:
         """Answers or errors, one per call. A broken connection is every call's error."""
         try:
+            if link is not None:
+                return await link.call(calls)
             if len(calls) == 1:
                 return [await execute(self._client, *calls[0])]
             pipeline = cast("Any", self._client).pipeline(transaction=None if self._is_cluster else False)
@@ -239,7 +276,7 @@ class ValkeyEventStore:
 
     async def replies(self, tenant: str, command_ids: Sequence[str]) -> dict[str, CommandResult]:
         key = f"{slice_tag(slice_of(tenant))}:replies:{tenant}"
-        answers = await self._call(tenant, "HMGET", key, *command_ids)
+        answers = await self._one(self._calls, tenant, "HMGET", key, *command_ids)
         return {
             command_id: CommandResult(command_id, stored[:32], stored[32:])
             for command_id, stored in zip(command_ids, answers, strict=True)
@@ -248,17 +285,15 @@ class ValkeyEventStore:
 
     async def head(self, tenant: str) -> Head | None:
         key = f"{slice_tag(slice_of(tenant))}:meta:{tenant}"
-        epoch, position, head, status, placement = await self._call(
-            tenant, "HMGET", key, "epoch", "position", "head", "status", "placement"
+        epoch, position, head, status, placement = await self._one(
+            self._calls, tenant, "HMGET", key, "epoch", "position", "head", "status", "placement"
         )
         if position is None:
             return None
         return Head(int(epoch), int(position), head, _status(status), _placement(placement))
 
     async def read(self, tenant: str, after_position: int, limit: int = 500) -> list[StoredEvent]:
-        key = f"{slice_tag(slice_of(tenant))}:log:{tenant}"
-        rows = await self._call(tenant, "XRANGE", key, f"{after_position + 1}-0", "+", "COUNT", limit)
-        events = [_stored(row) for row in rows]
+        events = await self._read_log(tenant, after_position, limit)
         if self._archive is None or (events and events[0].position == after_position + 1):
             return events
         head = await self.head(tenant)
@@ -269,26 +304,52 @@ class ValkeyEventStore:
             return events  # a gap: whoever checks the chain finds it
         return older + await self.read(tenant, older[-1].position, limit - len(older)) if len(older) < limit else older
 
+    async def _read_log(self, tenant: str, after_position: int, limit: int) -> list[StoredEvent]:
+        """What the server holds itself. How many events lie in an entry shows only when some have been read."""
+        key = f"{slice_tag(slice_of(tenant))}:log:{tenant}"
+        events: list[StoredEvent] = []
+        at, wanted = after_position, -(-limit // _ENTRY_EVENTS_MAX)
+        while len(events) < limit:
+            rows = await self._one(self._pages, tenant, "XRANGE", key, f"{at + 1}-0", "+", "COUNT", wanted)
+            page = [event for row in rows for event in _events_of(row)]
+            events += page if not page or page[0].position > at else page[at + 1 - page[0].position :]
+            if len(rows) < wanted:
+                break
+            at = events[-1].position
+            wanted = max(1, (limit - len(events)) * len(rows) // len(page))
+        return events[:limit] if len(events) > limit else events
+
     async def read_stream(self, tenant: str, stream: str, after_version: int, limit: int = 500) -> list[StoredEvent]:
         tag = slice_tag(slice_of(tenant))
         first, last = after_version // _CHUNK, (after_version + limit - 1) // _CHUNK
         fields = [f"{stream}#{number}" for number in range(first, last + 1)]
-        chunks = await self._call(tenant, "HMGET", f"{tag}:streams:{tenant}", *fields)
+        chunks = await self._one(self._calls, tenant, "HMGET", f"{tag}:streams:{tenant}", *fields)
         packed = b"".join(chunk or b"" for chunk in chunks)[(after_version - first * _CHUNK) * _POSITION_BYTES :]
         ends = range(_POSITION_BYTES, min(limit * _POSITION_BYTES, len(packed)) + 1, _POSITION_BYTES)
-        positions = [int.from_bytes(packed[end - _POSITION_BYTES : end], "big") for end in ends]
-        key = f"{tag}:log:{tenant}"
-        calls = [["XRANGE", key, f"{begin}-0", f"{end}-0"] for begin, end in _runs(positions)]
-        events: list[StoredEvent] = []
-        for rows in await self._send(calls) if calls else []:
-            if isinstance(rows, Exception):
-                raise translate(rows, tenant, 0)
-            events += [_stored(row) for row in rows]
+        events = await self._read_at(
+            tenant, [int.from_bytes(packed[end - _POSITION_BYTES : end], "big") for end in ends]
+        )
         if self._archive is None or (events and decode_record(events[0].record).version == after_version + 1):
             return events
         older = await self._archive.read_stream(tenant, stream, after_version, limit)
         known = {event.position for event in older}
         return (older + [event for event in events if event.position not in known])[:limit]
+
+    async def _read_at(self, tenant: str, positions: Sequence[int]) -> list[StoredEvent]:
+        """The events at these rising positions that the server holds itself, in one round trip."""
+        key = f"{slice_tag(slice_of(tenant))}:log:{tenant}"
+        calls: list[Command] = []
+        for begin, end in _ranges(positions):
+            if begin < end:
+                calls.append(("XRANGE", key, f"{begin}-0", f"{end - 1}-0"))
+            calls.append(("XRANGE", key, f"{end}-0", "+", "COUNT", 1))  # the entry of the last one may end behind it
+        wanted, found = set(positions), dict[int, StoredEvent]()
+        for rows in await self._send(calls, self._pages) if calls else []:
+            if isinstance(rows, Exception):
+                raise translate(rows, tenant, 0)
+            for row in rows:
+                found |= {event.position: event for event in _events_of(row) if event.position in wanted}
+        return [found[position] for position in positions if position in found]
 
     async def trim(self, tenant: str, through_position: int) -> None:
         tag = slice_tag(slice_of(tenant))
@@ -301,7 +362,7 @@ class ValkeyEventStore:
             and len(value) == _CHUNK * _POSITION_BYTES
             and int.from_bytes(value[-_POSITION_BYTES:], "big") <= through_position
         ]
-        await self._call(tenant, "FCALL", "tenantry_v1_trim", 3, *keys, tenant, through_position, *old)
+        await self._call(tenant, "FCALL", "tenantry_v2_trim", 3, *keys, tenant, through_position, *old)
 
     async def load_snapshots(self, tenant: str) -> list[Snapshot]:
         rows = await self._call(tenant, "HVALS", f"{slice_tag(slice_of(tenant))}:snapshots:{tenant}")
@@ -376,7 +437,7 @@ class ValkeyEventStore:
     async def halt(self, tenant: str, epoch: int, reason: str) -> None:
         tag = slice_tag(slice_of(tenant))
         keys = (f"{tag}:meta:{tenant}", f"{tag}:timers")
-        await self._call(tenant, "FCALL", "tenantry_v1_halt", 2, *keys, tenant, epoch, reason)
+        await self._call(tenant, "FCALL", "tenantry_v2_halt", 2, *keys, tenant, epoch, reason)
 
     async def resume(self, tenant: str) -> None:
         key = f"{slice_tag(slice_of(tenant))}:meta:{tenant}"
@@ -390,6 +451,13 @@ class ValkeyEventStore:
         plain = dict(zip(texts[::2], texts[1::2], strict=True))
         return {"version": str(info.get("valkey_version", info.get("redis_version"))), **plain}
 
+    async def _one(self, link: Link | None, tenant: str, *args: Any) -> Any:
+        """One call over a bare connection, where there is one."""
+        (answer,) = await self._send([args], link)
+        if isinstance(answer, Exception):
+            raise translate(answer, tenant, 0) from answer
+        return answer
+
     async def _call(self, tenant: str, *args: Any) -> Any:
         try:
             return await execute(self._client, *args)
@@ -399,24 +467,36 @@ class ValkeyEventStore:
 
 def _append_args(request: Append) -> list[Any]:
     tenant, tag = request.tenant, slice_tag(slice_of(request.tenant))
+    entries, streams = _log_entries(request.entries), _positions(request)
     args: list[Any] = [
-        "FCALL", "tenantry_v1_append", 7,
+        "FCALL", "tenantry_v2_append", 7,
         f"{tag}:log:{tenant}", f"{tag}:meta:{tenant}", f"{tag}:replies:{tenant}", f"{tag}:streams:{tenant}",
         f"{tag}:timers", f"{tag}:appends", f"{tag}:tenants",
         tenant, request.epoch, request.expected_position, request.previous_hash, request.entries[-1].hash,
         REPLY_TTL_S * 1000, request.status, request.placement,
         "" if request.next_timer_us is None else request.next_timer_us,
-        len(request.commands), len(request.entries), 0,
+        len(request.commands), len(entries), len(streams),
     ]  # fmt: skip
-    streams = len(args) - 1
     for command in request.commands:
-        args += (command.command_id, command.body_hash, command.reply)
-    for entry in request.entries:
-        args += (entry.record, entry.hash)
-    for stream, (version, positions) in _positions(request).items():
-        args[streams] += 1
+        args += (command.command_id, command.body_hash + command.reply)
+    for events in entries:
+        args += (len(events) // 2, _encode(events))
+    for stream, (version, positions) in streams.items():
         args += (stream, version, positions)
     return args
+
+
+def _log_entries(entries: Sequence[Entry]) -> list[list[bytes]]:
+    """Events as they go into the log: record, hash, record, hash ... of neighbours that share an entry."""
+    groups: list[list[bytes]] = [[]]
+    size = 0
+    for entry in entries:
+        size += len(entry.record)
+        if groups[-1] and (size > _ENTRY_BYTES_MAX or len(groups[-1]) >= 2 * _ENTRY_EVENTS_MAX):
+            groups.append([])
+            size = len(entry.record)
+        groups[-1] += (entry.record, entry.hash)
+    return groups
 
 
 def _positions(request: Append) -> dict[str, tuple[int, bytes]]:
@@ -432,20 +512,29 @@ def _pointers(key: bytes, rows: Sequence[tuple[bytes, dict[bytes, bytes]]]) -> t
     return int(key[2:5]), [Pointer(row.decode(), fields[b"t"].decode(), int(fields[b"p"])) for row, fields in rows]
 
 
-def _stored(row: tuple[bytes, dict[bytes, bytes]]) -> StoredEvent:
+def _events_of(row: tuple[bytes, list[bytes]]) -> list[StoredEvent]:
+    """The events of a log's entry."""
     row_id, fields = row
-    return StoredEvent(int(row_id.split(b"-")[0]), fields[b"e"], fields[b"h"])
+    last = int(row_id[:-2])  # "17-0"
+    if fields[0] != b"b":
+        return [StoredEvent(last, fields[1], fields[3])]
+    try:
+        parts = _decode_entry(fields[1])
+    except msgspec.DecodeError as error:
+        raise IntegrityError(f"the log's entry at position {last} can't be read: {error}") from error
+    first = last + 1 - len(parts) // 2
+    return list(map(StoredEvent, range(first, last + 1), parts[::2], parts[1::2]))
 
 
-def _runs(positions: Sequence[int]) -> list[tuple[int, int]]:
-    """Positions as ranges of neighbours: one read for each."""
-    runs: list[tuple[int, int]] = []
+def _ranges(positions: Sequence[int]) -> list[tuple[int, int]]:
+    """Rising positions as ranges of those that lie close together: one read for each."""
+    ranges: list[tuple[int, int]] = []
     for position in positions:
-        if runs and position == runs[-1][1] + 1:
-            runs[-1] = (runs[-1][0], position)
+        if ranges and position <= ranges[-1][1] + _NEIGHBOUR_GAP:
+            ranges[-1] = (ranges[-1][0], position)
         else:
-            runs.append((position, position))
-    return runs
+            ranges.append((position, position))
+    return ranges
 
 
 def _status(raw: bytes) -> TenantStatus:

@@ -130,6 +130,37 @@ class EventStoreContract:
         request = append_request(tenant, epoch=epoch, events=EVENTS_MAX, commands=commands)
         assert await store.append(request) == Appended(1, EVENTS_MAX)
 
+    async def test_one_append_may_touch_as_many_streams_as_it_has_events(self, store: EventStore, tenant: str) -> None:
+        epoch, previous = (await store.claim(tenant)).epoch, GENESIS
+        for turn in range(2):
+            records = [
+                msgspec.structs.replace(record(reserved(f"c{n}"), turn + 1, epoch=epoch), stream=f"run/{n}")
+                for n in range(EVENTS_MAX)
+            ]
+            written = chain(previous, records)
+            assert isinstance(
+                await store.append(Append(tenant, epoch, turn * EVENTS_MAX, previous, written, [])), Appended
+            )
+            previous = written[-1].hash
+        for number in (0, 1, EVENTS_MAX // 2, EVENTS_MAX - 1):
+            found = await store.read_stream(tenant, f"run/{number}", 0)
+            assert [event.position for event in found] == [number + 1, EVENTS_MAX + number + 1]
+
+    async def test_pages_of_any_size_from_anywhere_are_parts_of_one_log(self, store: EventStore, tenant: str) -> None:
+        """However many events an append had: 1 to 100 here."""
+        epoch, position, previous = (await store.claim(tenant)).epoch, 0, GENESIS
+        hashes = []
+        for events in (1, 100, 1, 1, 33, 2, 64, 1, 1, 1, 7, 32):
+            request = append_request(tenant, epoch=epoch, position=position, previous=previous, events=events)
+            await store.append(request)
+            hashes += [entry.hash for entry in request.entries]
+            position, previous = len(hashes), hashes[-1]
+        for after in range(0, position + 1, 3):
+            for limit in (1, 2, 31, 32, 33, 500):
+                page = await store.read(tenant, after, limit)
+                assert [event.hash for event in page] == hashes[after : after + limit]
+                assert [event.position for event in page] == list(range(after + 1, min(after + limit, position) + 1))
+
     async def test_reads_are_paged(self, store: EventStore, tenant: str) -> None:
         epoch = (await store.claim(tenant)).epoch
         await store.append(append_request(tenant, epoch=epoch, events=7))

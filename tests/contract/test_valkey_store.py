@@ -33,8 +33,11 @@ class TestValkeyEventStore(EventStoreContract, ArchivingContract):
         return Archive(str(tmp_path / "archive"))
 
     @pytest.fixture
-    async def store(self, valkey_store: ValkeyEventStore, client: Redis, archive: Archive) -> EventStore:
-        return ValkeyEventStore(client, archive)
+    async def store(self, servers: Servers, archive: Archive) -> AsyncIterator[EventStore]:
+        opened = ValkeyEventStore(connect(servers.valkey_url), archive)
+        await opened.open()
+        yield opened
+        await opened.close()
 
 
 async def test_keys_of_another_slice_or_tenant_are_refused(valkey_store: ValkeyEventStore, client: Redis) -> None:
@@ -45,9 +48,9 @@ async def test_keys_of_another_slice_or_tenant_are_refused(valkey_store: ValkeyE
     for index in range(7):
         wrong = [key.replace("s001", "s002") if at == index else key for at, key in enumerate(keys)]
         with pytest.raises(ResponseError, match="WRONGKEY"):
-            await execute(client, "FCALL", "tenantry_v1_append", 7, *wrong, "a")
+            await execute(client, "FCALL", "tenantry_v2_append", 7, *wrong, "a")
     with pytest.raises(ResponseError, match="WRONGKEY"):
-        await execute(client, "FCALL", "tenantry_v1_append", 7, *keys, "b")
+        await execute(client, "FCALL", "tenantry_v2_append", 7, *keys, "b")
 
 
 @pytest.mark.parametrize("kind", ["log", "meta", "replies", "streams"])
@@ -63,10 +66,53 @@ async def test_a_key_of_the_wrong_type_stops_the_append_before_it_writes(
     assert tenant not in await valkey_store.tenants(slice_of(tenant))
 
 
+async def test_a_damaged_index_stops_the_append_before_it_writes(
+    valkey_store: ValkeyEventStore, client: Redis, tenant: str
+) -> None:
+    epoch = (await valkey_store.claim(tenant)).epoch
+    first = append_request(tenant, epoch=epoch, events=3)
+    await valkey_store.append(first)
+    await execute(client, "HSET", f"{slice_tag(slice_of(tenant))}:streams:{tenant}", "tenant#0", "x")
+    with pytest.raises(IntegrityError, match="index of stream tenant has 1 bytes at version 3"):
+        await valkey_store.append(append_request(tenant, epoch=epoch, position=3, previous=first.entries[-1].hash))
+    assert len(await valkey_store.read(tenant, 0)) == 3
+
+
+async def test_a_log_of_the_first_release_is_read_and_continued(
+    valkey_store: ValkeyEventStore, client: Redis, tenant: str
+) -> None:
+    """Its entries held one event each, in fields of their own."""
+    epoch = (await valkey_store.claim(tenant)).epoch
+    old = append_request(tenant, epoch=epoch, events=40)
+    await valkey_store.append(old)
+    key = f"{slice_tag(slice_of(tenant))}:log:{tenant}"
+    await execute(client, "DEL", key)
+    for position, entry in enumerate(old.entries, 1):
+        await execute(client, "XADD", key, f"{position}-0", "e", entry.record, "h", entry.hash)
+    new = append_request(tenant, epoch=epoch, position=40, previous=old.entries[-1].hash, events=50)
+    await valkey_store.append(new)
+    hashes = [entry.hash for entry in (*old.entries, *new.entries)]
+    assert [event.hash for event in await valkey_store.read(tenant, 0)] == hashes
+    assert [event.hash for event in await valkey_store.read_stream(tenant, "tenant", 30, 20)] == hashes[30:50]
+    assert (await verify(valkey_store, tenant)).events == 90
+
+
+async def test_an_entry_that_cannot_be_read_is_an_integrity_error(
+    valkey_store: ValkeyEventStore, client: Redis, tenant: str
+) -> None:
+    epoch = (await valkey_store.claim(tenant)).epoch
+    await valkey_store.append(append_request(tenant, epoch=epoch))
+    key = f"{slice_tag(slice_of(tenant))}:log:{tenant}"
+    await execute(client, "DEL", key)
+    await execute(client, "XADD", key, "1-0", "b", b"\xc1")
+    with pytest.raises(IntegrityError, match="entry at position 1"):
+        await valkey_store.read(tenant, 0)
+
+
 async def test_a_flushed_library_is_loaded_again(valkey_store: ValkeyEventStore, client: Redis, tenant: str) -> None:
     """The append that finds it missing fails without effect, its repeat works."""
     epoch = (await valkey_store.claim(tenant)).epoch
-    await execute(client, "FUNCTION", "DELETE", "tenantry_v1")
+    await execute(client, "FUNCTION", "DELETE", "tenantry_v2")
     with pytest.raises(StoreUnavailableError):
         await valkey_store.append(append_request(tenant, epoch=epoch))
     assert await valkey_store.append(append_request(tenant, epoch=epoch)) == Appended(1, 1)

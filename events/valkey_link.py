@@ -1,0 +1,166 @@
+"""A bare connection to one Valkey server: commands out, replies in order, no more.
+
+redis-py takes some 100 us of Python per call and hands a connection to one caller at a time. Here all callers of a
+process share one connection: what they send while the server is at work lies in its socket buffer and is served, and
+made durable, together. RESP2 has no replies that nobody asked for, so the n-th reply belongs to the n-th command, always.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, cast
+
+import hiredis
+import msgspec
+from redis.exceptions import ResponseError
+
+log = logging.getLogger(__name__)
+
+Command = Sequence[Any]  # name and arguments: str, bytes, int
+
+
+class Address(msgspec.Struct, frozen=True):
+    """Where the server listens, and what it wants to hear first."""
+
+    host: str
+    port: int
+    db: int = 0
+    username: str | None = None
+    password: str | None = None
+
+    @property
+    def greeting(self) -> list[Command]:
+        commands: list[Command] = []
+        if self.password:
+            commands.append(("AUTH", self.username, self.password) if self.username else ("AUTH", self.password))
+        if self.db:
+            commands.append(("SELECT", self.db))
+        return commands
+
+
+class _Group:
+    """Commands sent together, their replies so far, and who waits for them."""
+
+    __slots__ = ("count", "future", "replies")
+
+    def __init__(self, count: int, future: asyncio.Future[list[Any]]) -> None:
+        self.count, self.future = count, future
+        self.replies: list[Any] = []
+
+
+class _Wire(asyncio.Protocol):
+    """One connection's life. Once lost it is never used again."""
+
+    def __init__(self) -> None:
+        self._reader = hiredis.Reader(replyError=ResponseError)
+        self._waiting: deque[_Group] = deque()
+        self._transport: asyncio.WriteTransport | None = None
+        self.is_lost = False
+        self.closed = asyncio.Event()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.WriteTransport", transport)  # uvloop's are not registered as such
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._reader.feed(data)
+            while (reply := self._reader.gets()) is not False:
+                self._take(reply)
+        except (hiredis.ProtocolError, IndexError) as error:
+            # a reply nobody waits for, or no reply at all: from here on nothing could be told apart
+            log.error("valkey.desynchronised: %s", error or "a reply nobody asked for")
+            self.abort(ConnectionError(f"the connection to Valkey is out of step: {error}"))
+
+    def _take(self, reply: Any) -> None:
+        group = self._waiting[0]
+        group.replies.append(reply)
+        if len(group.replies) == group.count:
+            self._waiting.popleft()
+            if not group.future.done():  # whoever was cancelled still has its replies taken off the wire
+                group.future.set_result(group.replies)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.abort(exc or ConnectionResetError("Valkey closed the connection"))
+        self.closed.set()
+
+    def abort(self, error: Exception) -> None:
+        """Every call under way fails: nobody knows what became of it."""
+        self.is_lost = True
+        if self._transport is not None:
+            self._transport.abort()
+        waiting, self._waiting = self._waiting, deque()
+        for group in waiting:
+            if not group.future.done():
+                group.future.set_exception(error)
+
+    def send(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
+        assert self._transport is not None
+        future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        packed = [hiredis.pack_command(cast("Any", tuple(command))) for command in commands]
+        self._waiting.append(_Group(len(packed), future))
+        self._transport.write(packed[0] if len(packed) == 1 else b"".join(packed))
+        return future
+
+
+class Link:
+    """Calls over one connection that is opened when it is needed, and anew after it was lost. Nothing is ever sent twice."""
+
+    def __init__(self, address: Address, timeout_s: float) -> None:
+        self._address, self._timeout_s = address, timeout_s
+        self._wire: _Wire | None = None
+        self._connecting: asyncio.Task[_Wire] | None = None
+
+    async def call(self, commands: Sequence[Command]) -> list[Any]:
+        """The replies, in order; a ``ResponseError`` among them is the server's answer to that command alone.
+
+        A caller may be cancelled at any time: its commands may then have been carried out, and nobody else notices.
+
+        Raises:
+            OSError: The connection could not be made or was lost, or no answer came in time. What was sent may or may
+                not have been carried out.
+        """
+        if not commands:
+            return []
+        async with asyncio.timeout(self._timeout_s) as deadline:
+            wire = self._wire
+            if wire is None or wire.is_lost:
+                wire = await self._connect()
+            try:
+                return await wire.send(commands)
+            except asyncio.CancelledError:
+                if deadline.expired():  # a server that is silent for so long would answer out of everybody's time
+                    wire.abort(TimeoutError(f"Valkey did not answer within {self._timeout_s:g} s"))
+                raise
+
+    async def _connect(self) -> _Wire:
+        """One attempt at a time, whoever of those that wait for it is cancelled."""
+        if self._connecting is None:
+            self._connecting = asyncio.create_task(self._open(), name="valkey-connect")
+            self._connecting.add_done_callback(self._connected)
+        return await asyncio.shield(self._connecting)
+
+    def _connected(self, task: asyncio.Task[_Wire]) -> None:
+        self._connecting = None
+        if not task.cancelled() and task.exception() is None:
+            self._wire = task.result()
+
+    async def _open(self) -> _Wire:
+        async with asyncio.timeout(self._timeout_s):
+            address = self._address
+            _, wire = await asyncio.get_running_loop().create_connection(_Wire, address.host, address.port)
+            if address.greeting:
+                for reply in await wire.send(address.greeting):
+                    if isinstance(reply, ResponseError):
+                        wire.abort(reply)
+                        raise ConnectionRefusedError(f"Valkey refuses us: {reply}")
+            return wire
+
+    async def close(self) -> None:
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.wait([self._connecting])
+        if self._wire is not None:
+            wire, self._wire = self._wire, None
+            wire.abort(ConnectionAbortedError("closed by us"))
+            await wire.closed.wait()
