@@ -14,7 +14,7 @@ import asyncio
 import time
 import uuid
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Collection, Sequence
 from importlib.resources import files
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -129,7 +129,21 @@ def library_source() -> str:
 
 async def execute(client: Client, *args: Any, **options: Any) -> Any:
     """One command. (redis-py leaves its own method untyped.)"""
-    return await cast("Any", client).execute_command(*args, **options)
+    return await _not_swallowing(cast("Any", client).execute_command(*args, **options))
+
+
+async def _not_swallowing(call: Awaitable[Any]) -> Any:
+    """The call's result, or CancelledError where this task was cancelled meanwhile: redis-py awaits with
+    ``asyncio.wait_for``, and that of Python 3.11 forgets a cancellation that arrives together with the result.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    before = task.cancelling()
+    try:
+        return await call
+    finally:
+        if task.cancelling() > before:
+            raise asyncio.CancelledError
 
 
 async def load_library(client: Client, name: str, source: str) -> None:
@@ -269,7 +283,7 @@ class ValkeyEventStore:
             pipeline = cast("Any", self._client).pipeline(transaction=None if self._is_cluster else False)
             for call in calls:
                 pipeline.execute_command(*call)
-            answers: list[Any] = await pipeline.execute(raise_on_error=False)
+            answers: list[Any] = await _not_swallowing(pipeline.execute(raise_on_error=False))
             return answers
         except (RedisError, OSError) as error:
             return [error] * len(calls)
