@@ -9,17 +9,20 @@ import msgspec
 
 from actors import system as systems
 from actors import tenant as tenants
+from actors import tool_calls
 from actors.system import System
 from actors.tenant import Tenant
+from actors.tool_calls import ToolCalls
 from events.catalog import DomainCommand, DomainEvent
-from events.errors import InvalidCommandError
+from events.errors import InvalidCommandError, NotFoundError
 from events.messages import Query
 from events.slices import SYSTEM_TENANT
 from events.store import Placement
 from events.system import OfSystem, SystemFact
 from events.timers import FireTimers
+from events.tools import OfTools, ToolsFact
 
-STATE_SCHEMA = 3  # raise it whenever State changes: older snapshots are then replayed instead of misread
+STATE_SCHEMA = 4  # raise it whenever State changes: older snapshots are then replayed instead of misread
 
 
 class State(msgspec.Struct, frozen=True):
@@ -27,6 +30,7 @@ class State(msgspec.Struct, frozen=True):
 
     tenant: Tenant = Tenant()
     system: System = System()  # of the tenant ``system`` only
+    tools: ToolCalls = ToolCalls()
 
     @property
     def exists(self) -> bool:
@@ -55,6 +59,10 @@ def decide(state: State, tenant: str, command: DomainCommand, now_us: int) -> li
         return [*systems.decide(state.system, tenant, command, now_us)]
     if tenant == SYSTEM_TENANT:
         raise InvalidCommandError(f"tenant {SYSTEM_TENANT!r} is the platform itself: it has no keys, budget or plan")
+    if isinstance(command, OfTools):
+        if not state.exists:
+            raise NotFoundError("tenant", tenant)
+        return [*tool_calls.decide(state.tools, tenant, command, now_us)]
     return [*tenants.decide(state.tenant, tenant, command, now_us)]
 
 
@@ -62,6 +70,8 @@ def evolve(state: State, event: DomainEvent) -> State:
     """What is now true. History can't be refused, so no rule is checked here."""
     if isinstance(event, SystemFact):
         return msgspec.structs.replace(state, system=systems.evolve(state.system, event))
+    if isinstance(event, ToolsFact):
+        return msgspec.structs.replace(state, tools=tool_calls.evolve(state.tools, event))
     return msgspec.structs.replace(state, tenant=tenants.evolve(state.tenant, event))
 
 
@@ -71,6 +81,8 @@ def answer(state: State, tenant: str, command: DomainCommand, now_us: int) -> di
         return {}
     if isinstance(command, OfSystem):
         return systems.answer(state.system, command)
+    if isinstance(command, OfTools):
+        return tool_calls.answer(state.tools, command)
     return tenants.answer(state.tenant, tenant, command, now_us)
 
 

@@ -6,10 +6,11 @@ from events.errors import InvalidCommandError
 from events.system import SystemCommand, SystemEvent
 from events.tenant import TenantCommand, TenantEvent
 from events.timers import FireTimers
+from events.tools import ToolCommand, ToolsEvent
 
 # Families are joined with ``|``; a tag belongs to one family only.
-DomainCommand = TenantCommand | SystemCommand | FireTimers
-DomainEvent = TenantEvent | SystemEvent
+DomainCommand = TenantCommand | SystemCommand | ToolCommand | FireTimers
+DomainEvent = TenantEvent | SystemEvent | ToolsEvent
 
 _command_decoder: msgspec.msgpack.Decoder[DomainCommand] = msgspec.msgpack.Decoder(DomainCommand)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import httpx
 import msgspec
 
-from actors.tools.model import Upstream
+from actors.tools.upstream import Upstream
 from events.errors import PlatformError
 from events.money import Price
 from serve import local_model, ray_runtime

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 import yaml
 from pydantic import BaseModel, Field, PositiveInt, ValidationError, field_validator, model_validator
 
-from actors.tools.model import Upstream
+from actors.tools.upstream import Upstream
 from events import failpoints
 from events.errors import PlatformError
 from events.money import Price

@@ -54,3 +54,10 @@ class ToolOutcomeUnknownError(ToolError):
     code = "tool_outcome_unknown"
     retryable = True
     may_have_happened = True
+
+
+class ToolBrokenError(ToolError):
+    """It answered, or its adapter did, with what nobody can use. The effect may well have taken place."""
+
+    code = "tool_bad_answer"
+    may_have_happened = True

@@ -1,44 +1,36 @@
-"""Calls to OpenAI-compatible model servers: one client, which the gateway and the model tool share."""
+"""OpenAI-compatible model servers: one client, which the gateway and the model tool share, and the tool itself."""
 
 import logging
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
-from urllib.parse import urlsplit
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Annotated, Any, ClassVar
 
 import aiohttp
 import msgspec
-from pydantic import BaseModel, field_validator
+from pydantic import BaseModel, Field, PositiveInt
 
-from actors.tools.errors import ToolError, ToolOutcomeUnknownError, ToolRefusedError, ToolUnavailableError
+from actors.tools.adapter import ToolAdapter, ToolCall, ToolContext, ToolResult
+from actors.tools.config import ModelConfig
+from actors.tools.errors import (
+    ToolError,
+    ToolInputError,
+    ToolOutcomeUnknownError,
+    ToolRefusedError,
+    ToolUnavailableError,
+)
+from actors.tools.transfer import read_capped, retry_after_s
+from actors.tools.upstream import Upstream
+from actors.tools.usage_meter import UsageMeter
 
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 5.0
 UNAVAILABLE, OVERLOADED, BAD_ANSWER = "upstream_unavailable", "upstream_overloaded", "upstream_error"
-_RETRY_AFTER_S, _RETRY_AFTER_S_MAX = 2.0, 60.0
+_RETRY_AFTER_S = 2.0
 _ANSWER_BYTES_MAX = 32 * 1024 * 1024
 _ERROR_BYTES_MAX = 64 * 1024
 _SSE_EVENT_BYTES_MAX = 4 * 1024 * 1024
-
-
-class Upstream(BaseModel, frozen=True, extra="forbid"):
-    """An OpenAI-compatible server. ``api_key_env`` names the variable that holds its key."""
-
-    base_url: str
-    model: str
-    api_key_env: str | None = None
-
-    @field_validator("base_url")
-    @classmethod
-    def _http(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"expected http(s)://host[:port]/v1, got {value!r}")
-        if "@" in parts.netloc:
-            raise ValueError("name the variable that holds the upstream's key in api_key_env, not the key in the URL")
-        return value.rstrip("/")
 
 
 def _away(upstream: Upstream, error: Exception) -> ToolError:
@@ -63,16 +55,15 @@ def _log_failure(upstream: Upstream, error: Exception) -> None:
     log.warning("upstream.failed base_url=%s model=%s: %s", upstream.base_url, upstream.model, reason)
 
 
-def _refused(upstream: Upstream, status: int, body: bytes, retry_after: str | None) -> ToolError:
+def _refused(upstream: Upstream, status: int, body: bytes, wait_s: float | None) -> ToolError:
     """An error answer of the upstream: the caller's fault stays the caller's, the rest is a dependency's."""
     message = _message_of(body) or f"HTTP {status}"
     if status in (400, 404, 413, 422):
         return ToolRefusedError(upstream.model, message, "invalid_request")
     code = OVERLOADED if status in (429, 503) else BAD_ANSWER
-    wait_s = float(retry_after) if retry_after and retry_after.isdigit() else _RETRY_AFTER_S
     log.warning("upstream.refused base_url=%s status=%s: %s", upstream.base_url, status, message)
     text = f"the server of model {upstream.model!r} answered HTTP {status}"
-    return ToolUnavailableError(upstream.model, text, code, min(wait_s, _RETRY_AFTER_S_MAX))
+    return ToolUnavailableError(upstream.model, text, code, wait_s or _RETRY_AFTER_S)
 
 
 def _message_of(body: bytes) -> str:
@@ -90,7 +81,7 @@ class ModelClient:
     (may be billed).
     """
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float | None) -> None:
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S),
             connector=aiohttp.TCPConnector(limit=0),
@@ -112,8 +103,8 @@ class ModelClient:
                 f"{upstream.base_url}/chat/completions", data=data, headers=headers, allow_redirects=False
             ) as response:
                 if response.status != 200:
-                    text = await response.content.read(_ERROR_BYTES_MAX)
-                    raise _refused(upstream, response.status, text, response.headers.get("retry-after"))
+                    text = await read_capped(response, _ERROR_BYTES_MAX) or b""
+                    raise _refused(upstream, response.status, text, retry_after_s(response))
                 yield response
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise _away(upstream, error) from error
@@ -123,12 +114,12 @@ class ModelClient:
     async def complete(self, upstream: Upstream, body: dict[str, Any]) -> dict[str, Any]:
         """The whole completion."""
         async with self._post(upstream, body) as response:
-            data = await response.content.read(_ANSWER_BYTES_MAX)
-            while not response.content.at_eof() and len(data) < _ANSWER_BYTES_MAX:
-                data += await response.content.read(_ANSWER_BYTES_MAX)
+            data = await read_capped(response, _ANSWER_BYTES_MAX)
+            if data is None:
+                raise _broke_off(upstream, ValueError("an answer larger than 32 MiB"))
             return _json_object(upstream, data)
 
-    async def stream(self, upstream: Upstream, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    async def stream(self, upstream: Upstream, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Chunks as they come. Ends where the upstream says [DONE]; raises where it ends without."""
         async with self._post(upstream, body) as response:
             buffer = b""
@@ -166,3 +157,124 @@ def _json_object(upstream: Upstream, data: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise _broke_off(upstream, TypeError("its answer is not a JSON object"))
     return value
+
+
+class Prompt(BaseModel, extra="forbid", frozen=True):
+    """``stream``: the caller gets deltas; the result is the whole completion in any case."""
+
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    max_tokens: PositiveInt | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
+    stream: bool = False
+
+
+class ModelTool(ToolAdapter[ModelConfig]):
+    """Its cost is that of the tokens: as reported, or, where a stream broke before it said so, of what had come."""
+
+    config_type: ClassVar[Any] = ModelConfig
+    input_type: ClassVar[Any] = Prompt
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self._client: ModelClient | None = None
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.close()
+
+    def check(self, call: ToolCall) -> None:
+        wanted = self.parse(Prompt, call).max_tokens or 0
+        if wanted > self.config.max_output_tokens:
+            message = f"max_tokens {wanted} is more than {call.tool!r} writes ({self.config.max_output_tokens})"
+            raise ToolInputError(call.tool, message)
+
+    async def _execute_tool(self, call: ToolCall, context: ToolContext) -> ToolResult:
+        prompt = self.parse(Prompt, call)
+        body = prompt.model_dump(exclude_none=True)
+        body["max_tokens"] = prompt.max_tokens or self.config.max_output_tokens
+        meter = UsageMeter(len(msgspec.json.encode(prompt.messages)))
+        try:
+            answer = await (self._stream(body, context, meter) if prompt.stream else self._complete(body, meter))
+        except ToolError as error:
+            if meter.has_begun:
+                error.cost_nano_usd = self._cost(meter)
+            raise
+        used = meter.tokens()
+        usage = {"prompt_tokens": used.input_tokens, "completion_tokens": used.output_tokens, "source": used.source}
+        return ToolResult({**answer, "model": self.config.model, "usage": usage}, self._cost(meter))
+
+    async def _complete(self, body: dict[str, Any], meter: UsageMeter) -> dict[str, Any]:
+        answer = await self._open_client().complete(self.config.upstream, body)
+        meter.see(answer)
+        return {"choices": answer.get("choices", [])}
+
+    async def _stream(self, body: dict[str, Any], context: ToolContext, meter: UsageMeter) -> dict[str, Any]:
+        assembled = Assembled()
+        streamed = {**body, "stream_options": {"include_usage": True}}
+        async with aclosing(self._open_client().stream(self.config.upstream, streamed)) as chunks:
+            async for chunk in chunks:
+                meter.see(chunk)
+                assembled.add(chunk)
+                if context.on_delta is not None:
+                    context.on_delta(chunk)
+        return {"choices": assembled.choices()}
+
+    def _cost(self, meter: UsageMeter) -> int:
+        used = meter.tokens()
+        return self.config.price.cost_nano_usd(used.input_tokens, used.output_tokens)
+
+    def _open_client(self) -> ModelClient:
+        if self._client is None:
+            self._client = ModelClient(timeout_s=None)
+        return self._client
+
+
+class Assembled:
+    """A completion out of the chunks of its stream: texts are joined, tool calls filled in by their index."""
+
+    def __init__(self) -> None:
+        self._choices: dict[int, dict[str, Any]] = {}
+
+    def add(self, chunk: dict[str, Any]) -> None:
+        choices = chunk.get("choices")
+        for part in choices if isinstance(choices, list) else ():
+            if not isinstance(part, dict):
+                continue
+            index = part.get("index", 0)
+            choice = self._choices.setdefault(index, {"index": index, "message": {"role": "assistant"}})
+            if isinstance(delta := part.get("delta"), dict):
+                _merge(choice["message"], delta)
+            if part.get("finish_reason"):
+                choice["finish_reason"] = part["finish_reason"]
+
+    def choices(self) -> list[dict[str, Any]]:
+        return [self._choices[index] for index in sorted(self._choices)]
+
+
+def _merge(message: dict[str, Any], delta: dict[str, Any]) -> None:
+    for name, value in delta.items():
+        known = message.get(name)
+        if isinstance(value, str) and isinstance(known, str) and name not in ("role", "id", "type"):
+            message[name] = known + value
+        elif isinstance(value, dict) and isinstance(known, dict):
+            _merge(known, value)
+        elif isinstance(value, list):
+            _merge_items(message.setdefault(name, []), value)
+        elif value is not None:
+            message[name] = value
+
+
+def _merge_items(items: list[dict[str, Any]], deltas: list[Any]) -> None:
+    for delta in deltas:
+        if not isinstance(delta, dict):
+            continue
+        known = next((item for item in items if item.get("index") == delta.get("index")), None)
+        if known is None:
+            items.append(dict(delta))
+        else:
+            _merge(known, delta)

@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 from openai import AsyncOpenAI
 
-from actors.tools.model import Upstream
+from actors.tools.upstream import Upstream
 from events.ask import Asker
 from events.bus import Bus
 from events.money import Price

@@ -11,7 +11,6 @@ from events.catalog import DomainEvent
 from events.codec import GENESIS, Record, chain
 from events.slices import slice_of, slice_tag
 from events.store import Append
-from events.tenant import TenantEvent
 from events.valkey_store import ValkeyEventStore, connect, execute
 from projections.model import Write, checkpoint_key
 from projections.runner import CheckpointMovedError, ReadModels, Runner, decoded
@@ -31,7 +30,7 @@ async def models(servers: Servers) -> AsyncIterator[ReadModels]:
     await opened.close()
 
 
-async def written(store: ValkeyEventStore, events: list[TenantEvent], tenant: str = "") -> str:
+async def written(store: ValkeyEventStore, events: list[DomainEvent], tenant: str = "") -> str:
     """A tenant whose log ends with these events."""
     name = tenant or f"p{uuid.uuid4().hex[:12]}"
     head = await store.claim(name)

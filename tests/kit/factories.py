@@ -2,11 +2,12 @@
 
 from typing import Any
 
+from events.catalog import DomainEvent
 from events.codec import GENESIS, Entry, Record, chain, encode_data
 from events.ids import uuid7
 from events.messages import TENANT_STREAM
 from events.store import Append, CommandResult
-from events.tenant import CallReserved, CallSettled, KeyIssued, TenantCreated, TenantEvent
+from events.tenant import CallReserved, CallSettled, KeyIssued, TenantCreated
 
 NOW_US = 1_790_000_000_000_000  # 2026-09-21, a Monday
 HOUR_US = 3_600_000_000
@@ -40,7 +41,7 @@ def settled(call: str = "c1", cost: int = 60, **changes: Any) -> CallSettled:
     return CallSettled(call, "k1", "small", cost_nano_usd=cost, **{**fields, **changes})
 
 
-def record(event: TenantEvent, version: int = 1, *, command_id: str = "cmd", epoch: int = 1) -> Record:
+def record(event: DomainEvent, version: int = 1, *, command_id: str = "cmd", epoch: int = 1) -> Record:
     return Record(TENANT_STREAM, version, NOW_US, command_id, "test", command_id, "", epoch, encode_data(event))
 
 

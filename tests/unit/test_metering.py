@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.tools.model import Upstream
+from actors.tools.upstream import Upstream
 from actors.tools.usage_meter import Tokens, UsageMeter
 from events.money import Price
 from serve.chat_request import check_depth, parse_chat

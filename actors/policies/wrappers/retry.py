@@ -23,7 +23,12 @@ def is_retryable(error: BaseException) -> bool:
 
 
 def was_surely_not_done(error: BaseException) -> bool:
-    """The dependency refused for now, or was never reached: repeating is safe even where a call must not happen twice."""
+    """The dependency refused for now, or was never reached: repeating is safe even where a call must not happen twice. What
+    the error says of itself (``may_have_happened``, as tools' errors do) comes first.
+    """
+    may_have_happened: bool | None = getattr(error, "may_have_happened", None)
+    if may_have_happened is not None:
+        return not may_have_happened
     return isinstance(error, ConnectionRefusedError) or (
         getattr(error, "retry_after_s", None) is not None and not isinstance(error, CallTimeoutError)
     )
