@@ -17,6 +17,7 @@ import msgspec
 from actors.aggregate import STATE_SCHEMA, State, answer, decide, evolve, is_query
 from actors.commit import Committer
 from actors.fairness import Share
+from actors.persistent import decode_hook, encode_hook
 from events.catalog import DomainCommand, DomainEvent, decode_command
 from events.clock import Clock
 from events.codec import (
@@ -90,7 +91,8 @@ class Folded(msgspec.Struct, frozen=True, array_like=True):
     versions: dict[str, int]
 
 
-_decode_folded = msgspec.msgpack.Decoder(Folded).decode
+_encode_folded = msgspec.msgpack.Encoder(enc_hook=encode_hook).encode
+_decode_folded = msgspec.msgpack.Decoder(Folded, dec_hook=decode_hook).decode
 
 
 class Activation:
@@ -186,7 +188,7 @@ class Activation:
         """A cache: losing it costs a longer replay, so a store that is away is no reason to fail."""
         if self._position == self._snapshot_position:
             return
-        state = encode(Folded(self._state, self._versions))
+        state = _encode_folded(Folded(self._state, self._versions))
         snapshot = Snapshot(STATE_SCHEMA, self._position, self._head, state)
         self._snapshot_position = snapshot.position
         failpoint("snap.before_write")

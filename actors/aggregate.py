@@ -22,7 +22,7 @@ from events.system import OfSystem, SystemFact
 from events.timers import FireTimers
 from events.tools import OfTools, ToolsFact
 
-STATE_SCHEMA = 4  # raise it whenever State changes: older snapshots are then replayed instead of misread
+STATE_SCHEMA = 5  # raise it whenever State changes: older snapshots are then replayed instead of misread
 
 
 class State(msgspec.Struct, frozen=True):

@@ -57,20 +57,71 @@ class KeyRefusedError(Refusal):
 
 
 class BudgetExceededError(Refusal):
-    """The tenant's budget can't cover the call's maximum cost. Amounts in nano-USD."""
+    """A budget can't cover the call's maximum cost. Amounts in nano-USD; ``subject`` is whose budget: the tenant's, or
+    that of a key or user.
+    """
 
     code = "budget_exceeded"
 
-    def __init__(self, needed_nano_usd: int, left_nano_usd: int, window: str) -> None:
-        super().__init__(needed_nano_usd, left_nano_usd, window)
-        self.needed_nano_usd, self.left_nano_usd, self.window = needed_nano_usd, left_nano_usd, window
+    def __init__(self, needed_nano_usd: int, left_nano_usd: int, window: str, subject: str) -> None:
+        super().__init__(needed_nano_usd, left_nano_usd, window, subject)
+        self.needed_nano_usd, self.left_nano_usd = needed_nano_usd, left_nano_usd
+        self.window, self.subject = window, subject
 
     def __str__(self) -> str:
         needed, left = self.needed_nano_usd / 1e9, self.left_nano_usd / 1e9
         return (
-            f"this call may cost up to {needed:.9f} USD and {left:.9f} USD of the budget ({self.window}) are free: "
+            f"this call may cost up to {needed:.9f} USD and {left:.9f} USD of the budget "
+            f"({self.subject}, {self.window}) are free: "
             "lower max_tokens, wait for running calls to settle, or raise the budget"
         )
+
+
+class ForbiddenError(Refusal):
+    """The key is good, and may not do this."""
+
+    code = "forbidden"
+
+
+class TenantSuspendedError(Refusal):
+    """An operator has suspended the tenant; its keys are told so, nobody else."""
+
+    code = "tenant_suspended"
+
+    def __str__(self) -> str:
+        return "this tenant is suspended: its operator can resume it with `tenantry tenant resume`"
+
+
+class ModelNotAllowedError(Refusal):
+    """The key is limited to some models."""
+
+    code = "model_not_allowed"
+
+    def __init__(self, model: str, allowed: tuple[str, ...]) -> None:
+        super().__init__(model, allowed)
+        self.model, self.allowed = model, allowed
+
+    def __str__(self) -> str:
+        return f"this key may not use the model {self.model!r}, only {', '.join(self.allowed)}"
+
+
+class LimitExceededError(Refusal):
+    """A limit of the tenant, a user or a key (``subject``) is used up; the same call is granted after the wait, unless
+    another one comes first. Each resource has a code of its own.
+    """
+
+    code = "rate_limit_exceeded"
+    retry_after_s: float
+
+    def __init__(self, subject: str, resource: str, limit: int, window_s: int, retry_after_s: float) -> None:
+        super().__init__(subject, resource, limit, window_s, retry_after_s)
+        self.subject, self.resource, self.limit = subject, resource, limit
+        self.window_s, self.retry_after_s = window_s, retry_after_s
+        self.code = {"requests": "rate_limit_exceeded"}.get(resource, f"{resource}_limit_exceeded")
+
+    def __str__(self) -> str:
+        allowed = f"{self.limit} at a time" if self.resource == "concurrency" else f"{self.limit} per {self.window_s} s"
+        return f"the limit of {self.subject} is reached ({self.resource}: {allowed}): retry after {self.retry_after_s:.3g} s"
 
 
 class CommandIdReusedError(Refusal):

@@ -14,6 +14,7 @@ MAY_IMPORT = {
     "projections": {"events", "projections"},
     "serve": {"events", "actors", "projections", "serve"},
 }
+TENANT_NOUNS = ["budgets", "calls", "deciding", "keys", "lifecycle", "limits", "prices", "state", "users"]
 PURE = [
     "actors/aggregate.py",
     "actors/policies/breaker.py",
@@ -24,13 +25,14 @@ PURE = [
     "actors/policies/retry.py",
     "actors/policies/window.py",
     "actors/system.py",
-    "actors/tenant.py",
+    "actors/persistent.py",
+    *(f"actors/tenant/{noun}.py" for noun in TENANT_NOUNS),
     "actors/tool_calls.py",
     "events/catalog.py",
     "events/codec.py",
     "events/messages.py",
     "events/system.py",
-    "events/tenant.py",
+    *(f"events/tenant/{noun}.py" for noun in TENANT_NOUNS if noun not in ("deciding", "state")),
     "events/tools.py",
     "events/timers.py",
     "projections/usage.py",

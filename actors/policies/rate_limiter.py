@@ -5,6 +5,9 @@ seconds. 0 means granted; otherwise nothing was taken, and the same call is gran
 first; ``inf`` means never, the cost is above the limit. Time may stand still and may not run backwards further than a
 clock does: an earlier ``now_s`` is treated as the latest one seen.
 
+``give_back(cost, granted_s)`` returns part of what was granted at that time and turned out not to be needed;
+``left(now_s)`` is what could be taken now, and in how many seconds all of it could.
+
 What each guarantees about granted cost, whatever the schedule:
 - token bucket: at most ``burst + rate_per_s * T`` in any interval of length T.
 - fixed window: at most ``limit`` per window of the clock, so up to twice that across a border.
@@ -45,6 +48,13 @@ class TokenBucket(msgspec.Struct, frozen=True, tag="token_bucket"):
             return TokenBucket(rate_per_s, burst, left, at_s), 0.0
         return self, math.inf if cost > burst else -left / rate_per_s + _TICK_S
 
+    def give_back(self, cost: float, _granted_s: float) -> "TokenBucket":
+        return TokenBucket(self.rate_per_s, self.burst, min(self.burst, self.tokens + cost), self.at_s)
+
+    def left(self, now_s: float) -> tuple[float, float]:
+        tokens = min(self.burst, self.tokens + (max(now_s, self.at_s) - self.at_s) * self.rate_per_s)
+        return tokens, (self.burst - tokens) / self.rate_per_s
+
 
 class FixedWindow(msgspec.Struct, frozen=True, tag="fixed_window"):
     """``used`` of ``limit`` in the window number ``window`` of the clock."""
@@ -62,6 +72,16 @@ class FixedWindow(msgspec.Struct, frozen=True, tag="fixed_window"):
         if cost > self.limit:
             return self, math.inf
         return self, (window + 1) * self.window_s - now_s + _TICK_S
+
+    def give_back(self, cost: float, granted_s: float) -> "FixedWindow":
+        if max(int(granted_s // self.window_s), 0) != self.window:
+            return self
+        return FixedWindow(self.limit, self.window_s, self.window, max(0.0, self.used - cost))
+
+    def left(self, now_s: float) -> tuple[float, float]:
+        window = max(int(now_s // self.window_s), self.window)
+        used = self.used if window == self.window else 0.0
+        return self.limit - used, (window + 1) * self.window_s - now_s if used else 0.0
 
 
 class SlidingWindow(msgspec.Struct, frozen=True, tag="sliding_window"):
@@ -95,6 +115,17 @@ class SlidingWindow(msgspec.Struct, frozen=True, tag="sliding_window"):
             if excess <= _CRUMB:
                 break
         return max(0.0, leaves * width_s - now_s) + _TICK_S
+
+    def give_back(self, cost: float, granted_s: float) -> "SlidingWindow":
+        number = int(granted_s // (self.window_s / _SLOTS))
+        slots = tuple((at, max(0.0, used - cost) if at == number else used) for at, used in self.slots)
+        return SlidingWindow(self.limit, self.window_s, slots)
+
+    def left(self, now_s: float) -> tuple[float, float]:
+        width_s = self.window_s / _SLOTS
+        live = _from(self.slots, int(now_s // width_s) - _SLOTS)
+        used = sum(granted for _, granted in live)
+        return self.limit - used, max(0.0, (live[-1][0] + _SLOTS + 1) * width_s - now_s) if used else 0.0
 
 
 Limiter = TokenBucket | FixedWindow | SlidingWindow

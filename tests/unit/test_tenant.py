@@ -116,7 +116,7 @@ def test_a_reservation_beyond_the_budget_is_refused_and_says_what_is_left() -> N
 def test_settling_frees_what_the_call_did_not_use() -> None:
     scenario = given(created(), key_issued(), BudgetSet(150, "total"), reserved("c1", 100))
     scenario.when(settle("c1", 60))
-    assert (scenario.state.spent_nano_usd, scenario.state.reserved_nano_usd) == (60, 0)
+    assert (scenario.state.account.spent_nano_usd, scenario.state.account.reserved_nano_usd) == (60, 0)
     assert len(scenario.when(reserve("c2", 90))) == 1
     with pytest.raises(BudgetExceededError):
         scenario.when(reserve("c3", 1))
@@ -138,8 +138,8 @@ def test_a_new_day_has_its_whole_budget_and_yesterdays_call_does_not_pay_from_it
     tomorrow = NOW_US + DAY_US
     assert len(scenario.when(reserve("c3", 60), tomorrow)) == 1
     scenario.when(settle("late", 40), tomorrow)
-    assert scenario.state.spent_nano_usd == 0
-    assert scenario.state.reserved_nano_usd == 60
+    assert scenario.state.account.spent_nano_usd == 0
+    assert scenario.state.account.reserved_nano_usd == 60
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_reservations_expire_at_their_time_and_are_booked_at_their_maximum() -> 
     assert scenario.state.next_timer_us == NOW_US
     assert scenario.when_timers_fire() == [ReservationExpired("old", "k1", "small", 100)]
     assert scenario.when_timers_fire() == []
-    assert (scenario.state.spent_nano_usd, scenario.state.reserved_nano_usd) == (100, 70)
+    assert (scenario.state.account.spent_nano_usd, scenario.state.account.reserved_nano_usd) == (100, 70)
     assert scenario.state.next_timer_us == NOW_US + 1
 
 
@@ -211,10 +211,11 @@ def test_money_adds_up_whatever_happens(steps: list[tuple[ReserveCall | None, in
         for event in events:
             state = evolve(state, event)
             history.append(event)
-            if isinstance(event, CallReserved) and state.budget:
-                assert state.spent_nano_usd + state.reserved_nano_usd <= state.budget.limit_nano_usd
-        assert state.reserved_nano_usd == sum(held.cost_max_nano_usd for held in state.reservations.values())
-        assert state.spent_nano_usd >= 0
+            limit = state.account.limit_nano_usd
+            if isinstance(event, CallReserved) and limit is not None:
+                assert state.account.spent_nano_usd + state.account.reserved_nano_usd <= limit
+        assert state.account.reserved_nano_usd == sum(held.cost_max_nano_usd for held in state.reservations.values())
+        assert state.account.spent_nano_usd >= 0
     assert replay(history) == state
 
 

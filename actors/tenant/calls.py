@@ -1,0 +1,346 @@
+"""Paid calls: reserved at their maximum, settled at what they used, booked at the maximum where nobody knows, credited
+when somebody does.
+"""
+
+from collections.abc import Mapping
+from functools import reduce
+from typing import Any
+
+from msgspec.structs import replace
+
+from actors.tenant import budgets, limits
+from actors.tenant.keys import scopes_of, usable_key
+from actors.tenant.prices import price_of
+from actors.tenant.state import Account, Reservation, Tenant, UnknownCall, subjects_of
+from events.errors import (
+    ForbiddenError,
+    InvalidCommandError,
+    ModelNotAllowedError,
+    NotFoundError,
+    TenantSuspendedError,
+)
+from events.tenant import (
+    CallCredited,
+    CallEvent,
+    CallReserved,
+    CallSettled,
+    CreditCall,
+    ReservationExpired,
+    ReserveCall,
+    SettleCall,
+    TenantEvent,
+    check_name,
+)
+
+_EXPIRED_AT_ONCE_MAX = 500
+_RESERVATION_TTL_US_MAX = 24 * 3600 * 1_000_000
+_EXPIRY_GRAIN_US = 1_000_000
+_UNKNOWN_MAX = 1_000  # the latest; an older one can be credited no more
+_TAGS_MAX, _TAG_NAME_MAX, _TAG_VALUE_MAX = 16, 64, 128
+_TAG_NAMES_KEPT, _TAG_VALUES_KEPT = 32, 200
+OTHER_TAG = "(other)"
+
+
+def reserve(state: Tenant, command: ReserveCall, now_us: int) -> list[TenantEvent]:
+    key = usable_key(state, command.key_id, now_us)
+    if command.reservation_id in state.reservations:
+        return []
+    if state.is_suspended:
+        raise TenantSuspendedError
+    if not scopes_of(state, key) & {"inference", "runs"}:
+        raise ForbiddenError("this needs a key with the scope 'inference'")
+    if key.models is not None and command.model not in key.models:
+        raise ModelNotAllowedError(command.model, key.models)
+    _check_maxima(command)
+    at_us, tokens_max = state.now_us(now_us), command.input_tokens_max + command.output_tokens_max
+    price = price_of(state, command.model, command.price)
+    cost_max = command.cost_max_nano_usd
+    if price is not None:
+        cost_max = price.cost_nano_usd(command.input_tokens_max, command.output_tokens_max)
+    subjects = subjects_of(command.key_id, key.user_id)
+    budgets.check(state, subjects, cost_max, at_us)
+    if state.limits:
+        limits.check(state, subjects, tokens_max, at_us)
+    account = state.account
+    return [
+        CallReserved(
+            command.reservation_id,
+            command.key_id,
+            command.model,
+            cost_max,
+            _expires_us(now_us, command.ttl_us),
+            max(budgets.window_start_us(account.window, at_us), account.window_start_us),
+            at_us,
+            key.user_id,
+            tokens_max,
+            price,
+            _known_tags(state, command.tags),
+        )
+    ]
+
+
+def _expires_us(now_us: int, ttl_us: int) -> int:
+    """Rounded up where it makes a difference of little: then few times are kept, however many reservations are open."""
+    expires_us = now_us + ttl_us
+    return expires_us if ttl_us < 10 * _EXPIRY_GRAIN_US else -(-expires_us // _EXPIRY_GRAIN_US) * _EXPIRY_GRAIN_US
+
+
+def _check_maxima(command: ReserveCall) -> None:
+    if command.cost_max_nano_usd < 0 or not 0 < command.ttl_us <= _RESERVATION_TTL_US_MAX:
+        raise InvalidCommandError("a reservation needs a cost of 0 or more and a TTL of up to 24 h")
+    if min(command.input_tokens_max, command.output_tokens_max) < 0:
+        raise InvalidCommandError("tokens can't be negative")
+    tags = command.tags
+    if len(tags) > _TAGS_MAX or any(len(k) > _TAG_NAME_MAX or len(v) > _TAG_VALUE_MAX for k, v in tags.items()):
+        raise InvalidCommandError(
+            f"at most {_TAGS_MAX} tags, with names of up to {_TAG_NAME_MAX} and values of up to {_TAG_VALUE_MAX} characters"
+        )
+
+
+def _known_tags(state: Tenant, tags: Mapping[str, str]) -> dict[str, str]:
+    """Only so many names and values are told apart: a client that tags each call with an id of its own must not grow
+    the spend report without end.
+    """
+    kept = {}
+    for name, value in tags.items():
+        values = state.tag_values.get(name)
+        if values is None and len(state.tag_values) >= _TAG_NAMES_KEPT:
+            continue
+        is_known = values is None or value in values or len(values) < _TAG_VALUES_KEPT
+        kept[name] = value if is_known else OTHER_TAG
+    return kept
+
+
+def settle(state: Tenant, command: SettleCall) -> list[TenantEvent]:
+    if min(command.input_tokens, command.output_tokens, command.cost_nano_usd) < 0:
+        raise InvalidCommandError("tokens and cost can't be negative")
+    held = state.reservations.get(command.reservation_id)
+    if held is None:
+        return _settle_late(state, command)
+    settled = CallSettled(
+        command.reservation_id,
+        held.key_id,
+        held.model,
+        command.input_tokens,
+        command.output_tokens,
+        _cost_nano_usd(command, held),
+        command.outcome,
+        command.usage_source,
+        held.user_id,
+        held.tags,
+    )
+    return _with_warnings(state, [settled], held.subjects)
+
+
+def _cost_nano_usd(command: SettleCall, held: Reservation | UnknownCall) -> int:
+    if held.price is None:
+        return command.cost_nano_usd
+    if command.usage_source == "unknown" and isinstance(held, Reservation):
+        return held.cost_max_nano_usd
+    return held.price.cost_nano_usd(command.input_tokens, command.output_tokens)
+
+
+def _settle_late(state: Tenant, command: SettleCall) -> list[TenantEvent]:
+    """A gateway that was thought dead knows what the call used after all."""
+    call = state.unknown_calls.get(command.reservation_id)
+    if call is None or command.usage_source == "unknown":
+        raise NotFoundError("reservation", command.reservation_id)
+    cost = min(_cost_nano_usd(command, call), call.cost_nano_usd)
+    reported = CreditCall(command.reservation_id, cost, "settled late", command.input_tokens, command.output_tokens)
+    return [_credited(call, reported)]
+
+
+def credit(state: Tenant, command: CreditCall) -> list[TenantEvent]:
+    check_name("credit's reason", command.reason)
+    call = state.unknown_calls.get(command.reservation_id)
+    if call is None:
+        raise NotFoundError("call of unknown usage", command.reservation_id)
+    if min(command.input_tokens, command.output_tokens, command.cost_nano_usd) < 0:
+        raise InvalidCommandError("tokens and cost can't be negative")
+    if command.cost_nano_usd > call.cost_nano_usd:
+        raise InvalidCommandError(
+            f"the call was booked at {call.cost_nano_usd} nano-USD, a credit can't raise that to {command.cost_nano_usd}"
+        )
+    return [_credited(call, command)]
+
+
+def _credited(call: UnknownCall, command: CreditCall) -> CallCredited:
+    return CallCredited(
+        command.reservation_id,
+        call.key_id,
+        call.model,
+        call.cost_nano_usd - command.cost_nano_usd,
+        command.input_tokens,
+        command.output_tokens,
+        command.reason,
+        call.user_id,
+        call.tags,
+    )
+
+
+def expire(state: Tenant, now_us: int) -> list[TenantEvent]:
+    """As many as fit into one append; the timer stays due for the rest."""
+    if not 0 < state.next_timer_us <= now_us:
+        return []
+    due = [(held.expires_us, name, held) for name, held in state.reservations.items() if held.expires_us <= now_us]
+    due.sort(key=lambda row: row[:2])
+    expired: list[TenantEvent] = []
+    subjects: dict[str, None] = {}
+    for _, reservation_id, held in due[:_EXPIRED_AT_ONCE_MAX]:
+        expired.append(
+            ReservationExpired(reservation_id, held.key_id, held.model, held.cost_max_nano_usd, held.user_id, held.tags)
+        )
+        subjects.update(dict.fromkeys(held.subjects))
+    return _with_warnings(state, expired, tuple(subjects))
+
+
+def _with_warnings(state: Tenant, events: list[TenantEvent], subjects: tuple[str, ...]) -> list[TenantEvent]:
+    if not budgets.has_soft(state, subjects):
+        return events
+    after = reduce(_fold, events, state)
+    return [*events, *budgets.warnings(after, subjects)]
+
+
+def _fold(state: Tenant, event: TenantEvent) -> Tenant:
+    assert isinstance(event, CallEvent)
+    return evolve(state, event, state.version + 1)
+
+
+def evolve(state: Tenant, event: CallEvent, version: int) -> Tenant:
+    match event:
+        case CallReserved():
+            return _evolve_reserved(state, event, version)
+        case CallSettled(reservation_id=reservation_id, cost_nano_usd=cost, usage_source=source):
+            tokens = event.input_tokens + event.output_tokens
+            return _evolve_booked(state, reservation_id, cost, version, tokens, is_unknown=source == "unknown")
+        case ReservationExpired(reservation_id=reservation_id, cost_nano_usd=cost):
+            return _evolve_booked(state, reservation_id, cost, version, None, is_unknown=True)
+        case CallCredited(reservation_id=reservation_id, credited_nano_usd=credit_nano_usd):
+            unknown = dict(state.unknown_calls)
+            call = unknown.pop(reservation_id, None)
+            if call is None:
+                return replace(state, version=version)
+            changed = [
+                (subject, budgets.credited(account, credit_nano_usd, call))
+                for subject, account in _accounts(state, call)
+            ]
+            own, others = budgets.with_accounts(state, changed)
+            return replace(state, version=version, account=own, accounts=others, unknown_calls=unknown)
+
+
+def _evolve_reserved(state: Tenant, event: CallReserved, version: int) -> Tenant:
+    at_us = event.reserved_us or event.window_start_us
+    held = Reservation(
+        event.key_id,
+        event.model,
+        event.cost_max_nano_usd,
+        event.expires_us,
+        at_us,
+        version,
+        event.user_id,
+        event.tokens_max,
+        event.price,
+        event.tags,
+    )
+    changed = [
+        (subject, account)
+        for subject in (held.subjects if state.accounts else held.subjects[:1])
+        if (account := budgets.reserved(state, subject, event.cost_max_nano_usd, at_us))
+    ]
+    own, others = budgets.with_accounts(state, changed)
+    return replace(
+        state,
+        version=version,
+        clock_us=max(state.clock_us, at_us),
+        account=own,
+        accounts=others,
+        limits=limits.reserved(state.limits, held),
+        reservations=state.reservations.set(event.reservation_id, held),
+        expiries={**state.expiries, event.expires_us: state.expiries.get(event.expires_us, 0) + 1},
+        tag_values=_evolve_tags(state.tag_values, event.tags) if event.tags else state.tag_values,
+    )
+
+
+def _evolve_tags(known: Mapping[str, frozenset[str]], tags: Mapping[str, str]) -> Mapping[str, frozenset[str]]:
+    new = {
+        name: known.get(name, frozenset()) | {value} for name, value in tags.items() if value not in known.get(name, ())
+    }
+    return {**known, **new} if new else known
+
+
+def _evolve_booked(
+    state: Tenant, reservation_id: str, cost_nano_usd: int, version: int, tokens: int | None, *, is_unknown: bool
+) -> Tenant:
+    held = state.reservations[reservation_id]
+    changed = [
+        (subject, budgets.booked(account, cost_nano_usd, held.cost_max_nano_usd, held.at_us))
+        for subject, account in _accounts(state, held)
+    ]
+    own, others = budgets.with_accounts(state, changed)
+    unused = 0 if is_unknown or tokens is None else held.tokens_max - tokens
+    return replace(
+        state,
+        version=version,
+        account=own,
+        accounts=others,
+        limits=limits.booked(state.limits, held, unused),
+        reservations=state.reservations.delete(reservation_id),
+        expiries=_one_less(state.expiries, held.expires_us),
+        unknown_calls=_with_unknown(state, reservation_id, held, cost_nano_usd, version)
+        if is_unknown
+        else state.unknown_calls,
+    )
+
+
+def _accounts(state: Tenant, call: Reservation | UnknownCall) -> list[tuple[str, Account]]:
+    subjects = call.subjects if state.accounts else call.subjects[:1]
+    return [(subject, account) for subject in subjects if (account := state.account_of(subject))]
+
+
+def _one_less(expiries: Mapping[int, int], expires_us: int) -> dict[int, int]:
+    left = dict(expiries)
+    left[expires_us] -= 1
+    if not left[expires_us]:
+        del left[expires_us]
+    return left
+
+
+def _with_unknown(
+    state: Tenant, reservation_id: str, held: Reservation, cost_nano_usd: int, version: int
+) -> dict[str, UnknownCall]:
+    unknown = dict(state.unknown_calls)
+    unknown[reservation_id] = UnknownCall(
+        held.key_id, held.model, cost_nano_usd, held.at_us, version, held.user_id, held.price, held.tags
+    )
+    if len(unknown) > _UNKNOWN_MAX:
+        del unknown[next(iter(unknown))]
+    return unknown
+
+
+def reserved_row(state: Tenant, reservation_id: str, now_us: int) -> dict[str, Any]:
+    """The answer to a reservation: what the caller has to tell its client."""
+    result: dict[str, Any] = {"reservation_id": reservation_id}
+    held = state.reservations.get(reservation_id)
+    if held is None:
+        return result
+    if held.price is not None:
+        result["price"] = [held.price.input_nano_usd, held.price.output_nano_usd, held.price.version]
+    if soft := budgets.soft_reached(state, held.subjects):
+        result["soft_budgets"] = soft
+    if left := limits.left(state, held.subjects, now_us):
+        result["limits"] = left
+    return result
+
+
+def unknown_rows(state: Tenant) -> list[dict[str, Any]]:
+    return [
+        {
+            "call_id": call_id,
+            "key_id": call.key_id,
+            "user_id": call.user_id or None,
+            "model": call.model,
+            "cost_nano_usd": call.cost_nano_usd,
+            "reserved_us": call.at_us,
+        }
+        for call_id, call in state.unknown_calls.items()
+    ]
