@@ -139,6 +139,14 @@ class Bus:
             raise BusUnavailableError(f"{type(error).__name__}: {error}") from error
         return subscription
 
+    async def reaches_server(self, timeout_s: float) -> bool:
+        """Whether the server answers us: if so, all that was published before has reached it."""
+        try:
+            await self._client.flush(timeout=timeout_s)  # type: ignore[arg-type] # a float does
+        except (NatsError, OSError, TimeoutError):
+            return False
+        return self._client.is_connected
+
     async def close(self) -> None:
         self._closing = True
         self._watchdog.cancel()

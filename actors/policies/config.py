@@ -69,6 +69,9 @@ class RateLimitConfig(HintedConfig, frozen=True):
 class BulkheadConfig(HintedConfig, frozen=True):
     """``semaphore``: refuses when full. ``queue``: up to ``queue_max`` wait, ``queue_wait_s`` at most. ``threads``: for
     functions that block; ``permits`` is the number of threads. A bare number stands for ``permits``.
+
+    Shared by the cluster, ``drain_s`` is how long the dependency may still be busy with a call of a process that died or was
+    cut off (by default the call's time-out): so long its permits are not lent to others.
     """
 
     permits: Annotated[int, Field(gt=0, le=100_000)]
@@ -76,6 +79,7 @@ class BulkheadConfig(HintedConfig, frozen=True):
     queue_max: NonNegativeInt = 0
     queue_wait_s: Seconds = 1.0
     stuck_after_s: Seconds = 30.0
+    drain_s: Seconds | None = None
 
     @model_validator(mode="before")
     @classmethod

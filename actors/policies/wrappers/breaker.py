@@ -3,6 +3,7 @@
 import random
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 import msgspec
 
@@ -23,10 +24,21 @@ class Transition(msgspec.Struct, frozen=True):
     figures: Counts
 
 
+class Observer(Protocol):
+    """Hears of each call, in the middle of it: it must be quick."""
+
+    def on_outcome(self, *, failed: bool, slow: bool) -> None: ...
+
+    def on_refused(self) -> None: ...
+
+    def on_probe(self, under_way: int) -> None:
+        """So many probes are under way now."""
+
+
 class CircuitBreaker:
     """Every call: ``permit`` before it, then ``record`` or ``release``, exactly once, with the number ``permit`` gave.
 
-    ``on_transition`` hears of each change of state; ``on_outcome`` of each call that was judged: failed, slow.
+    ``on_transition`` hears of each change of state.
     """
 
     def __init__(
@@ -37,11 +49,11 @@ class CircuitBreaker:
         clock: Monotonic = time.monotonic,
         chance: Chance = random.random,
         on_transition: Callable[[Transition], None] | None = None,
-        on_outcome: Callable[[bool, bool], None] | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self.name, self.rules = name, rules
         self._clock, self._chance = clock, chance
-        self._on_transition, self._on_outcome = on_transition, on_outcome
+        self._on_transition, self._observer = on_transition, observer
         self._state = machine.closed(rules, clock())
 
     @property
@@ -61,13 +73,23 @@ class CircuitBreaker:
             after, wait_s = machine.permit(self.rules, state, self._clock(), self._chance())
             self._become(after)
             if wait_s > 0:
+                if self._observer is not None:
+                    self._observer.on_refused()
                 raise BreakerOpenError(self.name, f"its breaker is {after.status} ({after.cause})", wait_s)
+            self._observe_probes()
         return self._state.generation
+
+    def _observe_probes(self) -> None:
+        state = self._state
+        if self._observer is not None and state.status == "half_open":
+            self._observer.on_probe(state.probes_started - state.probes_done.calls)
 
     def record(self, generation: int, *, failed: bool, duration_s: float, now_s: float | None = None) -> None:
         """The call has ended and says something about the dependency. ``now_s`` spares a look at the clock."""
-        if self._on_outcome is not None:
-            self._on_outcome(failed, duration_s >= self.rules.slow_after_s)
+        state = self._state
+        # what began before the breaker opened is no probe, though it ends among them
+        if self._observer is not None and (generation == state.generation or state.status != "half_open"):
+            self._observer.on_outcome(failed=failed, slow=duration_s >= self.rules.slow_after_s)
         after = machine.record(
             self.rules,
             self._state,
@@ -82,6 +104,7 @@ class CircuitBreaker:
     def release(self, generation: int) -> None:
         """The call has ended and says nothing (cancelled, or refused by a policy further in)."""
         self._state = machine.release(self._state, generation)
+        self._observe_probes()
 
     def force(self, status: Status, reason: str) -> None:
         """By an operator: ``forced_open``, ``forced_closed``, or ``closed`` to start afresh."""

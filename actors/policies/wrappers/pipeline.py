@@ -53,6 +53,12 @@ class Pipeline:
         self.timeout = Timeout(name, timeout_s) if timeout_s else None
         self.limiter, self.bulkhead, self.breaker, self.retry, self.health = limiter, bulkhead, breaker, retry, health
         self._counts, self._clock = counts, clock
+        # an attempt in a thread takes its own permit
+        self._hedges_enter = None if isinstance(bulkhead, ThreadPoolBulkhead) else bulkhead
+
+    def share(self, bulkhead: SemaphoreBulkhead) -> None:
+        """Use this bulkhead from now on. Before the first call only."""
+        self.bulkhead = self._hedges_enter = bulkhead
 
     async def call(
         self,
@@ -60,6 +66,7 @@ class Pipeline:
         *,
         cost: float = 1.0,
         priority: int = 0,
+        tenant: str = "",
         idempotent: bool = True,
     ) -> Result:
         """What ``function`` returns. It may be called several times, once per attempt.
@@ -68,6 +75,7 @@ class Pipeline:
             function: Starts one attempt.
             cost: What the call takes from the rate limiter.
             priority: Higher enters the bulkhead first.
+            tenant: For whom it is, so that a bulkhead that many share is fair between them.
             idempotent: Whether a second attempt is harmless; otherwise only what surely had no effect is repeated.
 
         Raises:
@@ -81,12 +89,12 @@ class Pipeline:
         bulkhead = self.bulkhead
         if bulkhead is None:
             return await self._judged(function, idempotent)
-        if not bulkhead.try_enter():
-            await bulkhead.enter(priority)
+        if not bulkhead.try_enter(tenant):
+            await bulkhead.enter(priority, tenant)
         try:
             return await self._judged(function, idempotent)
         finally:
-            bulkhead.leave()
+            bulkhead.leave(tenant)
 
     async def call_blocking(
         self, function: Callable[[], Result], *, cost: float = 1.0, priority: int = 0, idempotent: bool = True
@@ -139,7 +147,10 @@ class Pipeline:
             if self.retry is not None:
                 attempt = self._attempt
                 result = await self.retry.run(
-                    lambda: attempt(function), idempotent=idempotent, may_go_on=self._breaker_lets_go_on
+                    lambda: attempt(function),
+                    idempotent=idempotent,
+                    may_go_on=self._may_go_on,
+                    hedge=self._hedges_enter,
                 )
             else:
                 result = await self._attempt(function)
@@ -166,5 +177,6 @@ class Pipeline:
     def _attempt(self, function: Callable[[], Awaitable[Result]]) -> Awaitable[Result]:
         return function() if self.timeout is None else self.timeout.run(function)
 
-    def _breaker_lets_go_on(self) -> bool:
-        return self.breaker is None or not self.breaker.is_open
+    def _may_go_on(self) -> bool:
+        """Before another attempt: the breaker has not opened, and the bulkhead's permits are still ours to use."""
+        return (self.breaker is None or not self.breaker.is_open) and (self.bulkhead is None or self.bulkhead.is_live)

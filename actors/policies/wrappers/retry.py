@@ -9,6 +9,7 @@ from typing import TypeVar
 from actors.policies import retry as machine
 from actors.policies.refusals import CallTimeoutError, PolicyRefusal
 from actors.policies.retry import Budget, RetryRules
+from actors.policies.wrappers.bulkhead import SemaphoreBulkhead
 from actors.policies.wrappers.timeout import remaining_s
 from actors.policies.wrappers.timing import Chance
 
@@ -59,16 +60,18 @@ class Retry:
         *,
         idempotent: bool = True,
         may_go_on: Callable[[], bool] = lambda: True,
+        hedge: SemaphoreBulkhead | None = None,
     ) -> Result:
         """The first result. Raises what the last attempt raised; its ``__notes__`` say why there was no other.
 
         A call that is not ``idempotent`` is repeated only where it surely had no effect. ``may_go_on`` is asked before each
-        repeat (has the breaker opened meanwhile?).
+        repeat (has the breaker opened meanwhile?). A hedge is one more call at the same time, so it needs a permit of its own
+        where there is a bulkhead (``hedge``); without a free one, there is no hedge.
         """
         self._budget = machine.deposited(self.rules, self._budget)
         try:
             if idempotent and self.rules.hedge_after_s > 0:
-                return await self._hedged(attempt)
+                return await self._hedged(attempt, hedge)
             return await attempt()
         except Exception as error:
             if (wait_s := self._wait_s(error, 1, idempotent, may_go_on)) is None:
@@ -108,13 +111,16 @@ class Retry:
         self._budget = left
         return True
 
-    async def _hedged(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
+    async def _hedged(self, attempt: Callable[[], Awaitable[Result]], bulkhead: SemaphoreBulkhead | None) -> Result:
         """The first success of up to two attempts; the error of the last one where both fail. The loser is cancelled."""
         running = {asyncio.ensure_future(attempt())}
         try:
             done, _ = await asyncio.wait(running, timeout=self.rules.hedge_after_s)
-            if not done and self._may_spend():
-                running.add(asyncio.ensure_future(attempt()))
+            if not done and self._may_hedge(bulkhead):
+                second = asyncio.ensure_future(attempt())
+                running.add(second)
+                if bulkhead is not None:
+                    second.add_done_callback(lambda _: bulkhead.leave())
             while True:
                 done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 won = [task for task in done if not task.cancelled() and task.exception() is None]
@@ -124,3 +130,12 @@ class Retry:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
+
+    def _may_hedge(self, bulkhead: SemaphoreBulkhead | None) -> bool:
+        if bulkhead is not None and not bulkhead.try_enter():
+            return False
+        if self._may_spend():
+            return True
+        if bulkhead is not None:
+            bulkhead.leave()
+        return False

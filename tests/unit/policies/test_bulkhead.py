@@ -149,6 +149,25 @@ async def test_waiting_ends_at_the_deadline_of_the_caller() -> None:
     assert bulkhead.demand == 1
 
 
+async def test_a_noisy_tenant_waits_for_itself() -> None:
+    bulkhead = SemaphoreBulkhead("mail", 1, queue_max=100, queue_wait_s=60)
+    await bulkhead.enter()
+    order: list[str] = []
+
+    async def call(tenant: str) -> None:
+        async with bulkhead.permit(tenant=tenant):
+            order.append(tenant)
+
+    calls = [asyncio.create_task(call("noisy")) for _ in range(20)]
+    await asyncio.sleep(0)
+    calls += [asyncio.create_task(call("quiet")) for _ in range(3)]
+    await asyncio.sleep(0)
+    bulkhead.leave()
+    await asyncio.gather(*calls)
+    assert order[:6].count("quiet") == 3
+    assert bulkhead._loads == {}
+
+
 async def test_more_permits_let_those_in_who_wait() -> None:
     bulkhead = SemaphoreBulkhead("mail", 0, queue_max=2, queue_wait_s=5)
     waiting = asyncio.create_task(bulkhead.enter())
@@ -170,7 +189,7 @@ async def test_a_stuck_thread_is_reported_keeps_its_permit_and_blocks_nobody_els
         let_go.wait(60)
         return "done at last"
 
-    pool = ThreadPoolBulkhead("legacy", 2, stuck_after_s=0.05, on_stuck=on_stuck)
+    pool = ThreadPoolBulkhead("legacy", 2, queue_max=2, queue_wait_s=60, stuck_after_s=0.05, on_stuck=on_stuck)
     try:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.02):
@@ -182,11 +201,12 @@ async def test_a_stuck_thread_is_reported_keeps_its_permit_and_blocks_nobody_els
         assert await pool.run(lambda: 42) == 42, "the other thread serves"
         busy = asyncio.create_task(pool.run(sits_and_waits))
         await asyncio.sleep(0)
-        with pytest.raises(BulkheadFullError):
+        with deadline(0.01), pytest.raises(BulkheadFullError):
             await pool.run(lambda: 43)
         let_go.set()
         assert await busy == "done at last"
-        assert await pool.run(lambda: 44) == 44
+        both = threading.Barrier(2)
+        await asyncio.gather(pool.run(lambda: both.wait(60)), pool.run(lambda: both.wait(60)))
         assert pool.stuck() == []
     finally:
         let_go.set()
