@@ -6,7 +6,6 @@ disk. Killed in between, its successor learns from the callers what the log does
 """
 
 import asyncio
-import contextlib
 import logging
 import random
 import time
@@ -123,7 +122,7 @@ class BreakerSupervisor:
                 self._remembered[key] = memory
             elif known.version < memory.version:
                 self._adopt(key, self._resumed(known, memory))
-        await self._publish(HELLO, b"")
+        self._publish(HELLO, b"")
 
     def _resumed(self, circuit: Circuit, memory: Remembered) -> Circuit:
         open_for_s = max(0.0, (self._wall.now_us() - memory.since_us) / 1e6)
@@ -144,7 +143,7 @@ class BreakerSupervisor:
         before = self._circuits.get(key)
         if before is None or (item.rules is not None and item.rules != before.rules):
             if item.rules is None:
-                self._spawn(self._publish(HELLO, b""))
+                self._publish(HELLO, b"")
                 return
             before = self._introduced(key, before, item)
         if item.incarnation != self._incarnation and item.version > before.version:
@@ -228,11 +227,11 @@ class BreakerSupervisor:
     def _tell(self, key: Key, circuit: Circuit) -> None:
         wait_s = max(0.0, circuit.until_s - self._clock())
         state = State(self._incarnation, *key, circuit.status, circuit.version, wait_s, circuit.cause, circuit.prober)
-        self._spawn(self._publish(STATE, encode(state)))
+        self._publish(STATE, encode(state))
 
-    async def _publish(self, subject: str, data: bytes) -> None:
+    def _publish(self, subject: str, data: bytes) -> None:
         try:
-            await self._bus.publish(subject, data)
+            self._bus.publish(subject, data)
         except PlatformError as error:  # repeated within a second
             log.warning("breakers.message_lost subject=%s: %s", subject, error)
 
@@ -244,7 +243,7 @@ class BreakerSupervisor:
             self._remembered[key] = Remembered(force.status, self._wall.now_us(), force.version, force.reason)
         elif known.version < force.version or known.status != force.status:
             self._adopt(key, machine.forced(known, force.status, force.reason, force.version, self._clock()))
-        self._spawn(self._publish(reply_to, b"ok"))
+        self._publish(reply_to, b"ok")
 
     async def _tick(self) -> None:
         repeated_s = 0.0
@@ -272,8 +271,7 @@ class BreakerSupervisor:
             self._remembered[key] = Remembered(circuit.status, since_us, circuit.version, circuit.cause)
 
     def _on_show(self, _data: bytes, reply_to: str) -> None:
-        with contextlib.suppress(PlatformError):
-            self._spawn(self._publish(reply_to, encode(self.rows())))
+        self._publish(reply_to, encode(self.rows()))
 
     def rows(self) -> list[dict[str, Any]]:
         """What ``tenantry breakers`` shows, as plain data."""

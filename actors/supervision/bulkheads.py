@@ -93,7 +93,7 @@ class BulkheadSupervisor:
             watched.used_s = now_s
             watched.pool, may_use = permits.ask(watched.pool, ask.caller, item.held, item.wanted, now_s)
             granted.append(may_use)
-        self._spawn(self._reply(reply_to, encode(LeaseAnswer(granted))))
+        self._reply(reply_to, encode(LeaseAnswer(granted)))
 
     def _pool(self, key: Key, caller: str, limit: int, drain_s: float) -> _Watched:
         """Callers that are configured differently (a deployment under way) get the lowest limit and the longest drain."""
@@ -111,14 +111,14 @@ class BulkheadSupervisor:
         blind_until_s = max(self._blind_from_s, -1e12) + TTL_S + drain_s + MARGIN_S
         watched.pool = Pool(limit, drain_s, blind_until_s, watched.pool.holders)
 
-    async def _reply(self, reply_to: str, data: bytes) -> None:
+    def _reply(self, reply_to: str, data: bytes) -> None:
         with contextlib.suppress(PlatformError):  # the caller asks again
-            await self._bus.publish(reply_to, data)
+            self._bus.publish(reply_to, data)
 
     def _on_show(self, _data: bytes, reply_to: str) -> None:
         now_s = self._now_s()
         rows = [self._row(key, watched, now_s) for key, watched in sorted(self._pools.items())]
-        self._spawn(self._reply(reply_to, encode(rows)))
+        self._reply(reply_to, encode(rows))
 
     def _row(self, key: Key, watched: _Watched, now_s: float) -> dict[str, Any]:
         pool = watched.pool = permits.expire(watched.pool, now_s)

@@ -299,7 +299,7 @@ class Resilience:
         for subscription in self._subscriptions:
             await unsubscribe(subscription)
         with contextlib.suppress(PlatformError, TimeoutError, NoOneListensError):
-            await self._flush()
+            self._flush()
             await self._give_back()
 
     def pipeline(
@@ -362,16 +362,16 @@ class Resilience:
             await asyncio.sleep(FLUSH_S)  # what comes meanwhile goes along
             self._outcomes.clear()
             try:
-                await self._flush()
+                self._flush()
             except PlatformError as error:
                 log.warning("resilience.report_lost: %s", error)
             if any(link.is_probing for link in self._links.values()):
                 self._outcomes.set()  # to say that the probe is still under way
 
-    async def _flush(self) -> None:
+    def _flush(self) -> None:
         items = [item for link in self._links.values() if (item := link.report()) is not None]
         if items:
-            await self._bus.publish(REPORT, encode(Report(self.caller, items)))
+            self._bus.publish(REPORT, encode(Report(self.caller, items)))
 
     async def _lease_for_ever(self) -> None:
         renewed_s = 0.0

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from actors.aggregate import State, answer, decide, evolve
+from actors.persistent import decode_hook, encode_hook
 from events.catalog import DomainCommand
 from events.codec import decode_event, encode_data
 from events.errors import InvalidCommandError, NotFoundError
@@ -33,7 +34,8 @@ class Log:
         events = decide(self.state, SYSTEM_TENANT, command, now_us)
         self.events += events
         self.state = reduce(evolve, [decode_event(encode_data(event)) for event in events], self.state)
-        self.state = msgspec.msgpack.decode(msgspec.msgpack.encode(self.state), type=State)
+        snapshot = msgspec.msgpack.encode(self.state, enc_hook=encode_hook)
+        self.state = msgspec.msgpack.decode(snapshot, type=State, dec_hook=decode_hook)
         return self
 
     @property
