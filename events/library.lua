@@ -28,7 +28,8 @@ local function wrong_type(key, kind)
 end
 
 -- A stream's index: field <stream> holds its version, field <stream>#<n> the positions of its events 128n+1 ... 128n+128,
--- five bytes each, so that a stream is found in the log without scanning it and an append touches one small field.
+-- five bytes each, so that a stream is found in the log without scanning it and an append touches one small field. What
+-- lies in the archive only is not in it: position 0 stands for that where a field goes on.
 local CHUNK_EVENTS, POSITION_BYTES = 128, 5
 local ARGS_MAX = 2000 -- of one call: Lua's stack ends at 8,000
 
@@ -56,7 +57,7 @@ local function wrong_version(index, args, first)
     if version ~= args[at + 1] then
       return 'POSITION', 'stream ' .. args[at] .. ' is at ' .. version .. ', expected ' .. args[at + 1]
     end
-    if #chunk ~= version % CHUNK_EVENTS * POSITION_BYTES then
+    if #chunk > 0 and #chunk ~= version % CHUNK_EVENTS * POSITION_BYTES then
       return 'CORRUPT', 'the index of stream ' .. args[at] .. ' has ' .. #chunk .. ' bytes at version ' .. version
     end
     i = i + 2
@@ -68,7 +69,7 @@ local function write_index(streams, index, args, first)
   local fields, i = {}, 1
   for at = first, #args, 3 do
     local stream, version, positions = args[at], tonumber(args[at + 1]), args[at + 2]
-    local chunk, from = index[i + 1] or '', 1
+    local chunk, from = index[i + 1] or string.rep('\0', version % CHUNK_EVENTS * POSITION_BYTES), 1
     while from <= #positions do
       local room = (CHUNK_EVENTS - version % CHUNK_EVENTS) * POSITION_BYTES
       local part = string.sub(positions, from, from + room - 1)
@@ -185,7 +186,13 @@ local function claim(keys, args)
   return {epoch, tonumber(state[1] or '0'), state[2] or '', state[3] or 'active', state[4] or 'pool'}
 end
 
--- KEYS log meta streams; ARGV tenant, through position, then fields of the streams' index that lie below it
+local function last_position(chunk)
+  local value = 0
+  for i = #chunk - POSITION_BYTES + 1, #chunk do value = value * 256 + string.byte(chunk, i) end
+  return value
+end
+
+-- KEYS log meta streams; ARGV tenant, through position, then fields of the streams' index that may lie below it
 local function trim(keys, args)
   local tenant = args[1]
   local tag = string.match(keys[1], '^({s%d%d%d}):log:')
@@ -194,7 +201,10 @@ local function trim(keys, args)
   local through, position = tonumber(args[2]), tonumber(redis.call('HGET', keys[2], 'position') or '0')
   if through > position then return fail('POSITION', 'is at ' .. position .. ', trimmed through ' .. through) end
   local dropped = redis.call('XTRIM', keys[1], 'MINID', (through + 1) .. '-0')
-  for i = 3, #args do redis.call('HDEL', keys[3], args[i]) end
+  for i = 3, #args do
+    local chunk = redis.call('HGET', keys[3], args[i])
+    if chunk and last_position(chunk) <= through then redis.call('HDEL', keys[3], args[i]) end
+  end
   return dropped
 end
 

@@ -338,11 +338,14 @@ class ValkeyEventStore:
         first, last = after_version // _CHUNK, (after_version + limit - 1) // _CHUNK
         fields = [f"{stream}#{number}" for number in range(first, last + 1)]
         chunks = await self._one(self._calls, tenant, "HMGET", f"{tag}:streams:{tenant}", *fields)
-        packed = b"".join(chunk or b"" for chunk in chunks)[(after_version - first * _CHUNK) * _POSITION_BYTES :]
-        ends = range(_POSITION_BYTES, min(limit * _POSITION_BYTES, len(packed)) + 1, _POSITION_BYTES)
-        events = await self._read_at(
-            tenant, [int.from_bytes(packed[end - _POSITION_BYTES : end], "big") for end in ends]
-        )
+        # a field that is not there: its events lie in the archive, or not at all
+        packed = b"".join(chunk or bytes(_CHUNK * _POSITION_BYTES) for chunk in chunks)
+        begin = (after_version - first * _CHUNK) * _POSITION_BYTES
+        places = packed[begin : begin + limit * _POSITION_BYTES]
+        positions = [
+            int.from_bytes(places[at : at + _POSITION_BYTES], "big") for at in range(0, len(places), _POSITION_BYTES)
+        ]
+        events = await self._read_at(tenant, [position for position in positions if position])
         if self._archive is None or (events and decode_record(events[0].record).version == after_version + 1):
             return events
         older = await self._archive.read_stream(tenant, stream, after_version, limit)
@@ -368,15 +371,19 @@ class ValkeyEventStore:
     async def trim(self, tenant: str, through_position: int) -> None:
         tag = slice_tag(slice_of(tenant))
         keys = [f"{tag}:{kind}:{tenant}" for kind in ("log", "meta", "streams")]
-        index = await self._call(tenant, "HGETALL", keys[2])
-        old = [
-            field
-            for field, value in index.items()
-            if b"#" in field
-            and len(value) == _CHUNK * _POSITION_BYTES
-            and int.from_bytes(value[-_POSITION_BYTES:], "big") <= through_position
-        ]
-        await self._call(tenant, "FCALL", "tenantry_v2_trim", 3, *keys, tenant, through_position, *old)
+        await self._call(tenant, "FCALL", "tenantry_v2_trim", 3, *keys, tenant, through_position)
+        cursor = 0
+        while True:
+            cursor, index = await self._call(tenant, "HSCAN", keys[2], cursor, "COUNT", 500)
+            old = [
+                field
+                for field, value in index.items()
+                if b"#" in field and int.from_bytes(value[-_POSITION_BYTES:], "big") <= through_position
+            ]
+            if old:  # the function looks again: the stream may have grown meanwhile
+                await self._call(tenant, "FCALL", "tenantry_v2_trim", 3, *keys, tenant, through_position, *old)
+            if int(cursor) == 0:
+                return
 
     async def load_snapshots(self, tenant: str) -> list[Snapshot]:
         rows = await self._call(tenant, "HVALS", f"{slice_tag(slice_of(tenant))}:snapshots:{tenant}")

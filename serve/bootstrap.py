@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 
+from actors.archiver_actor import start_archiver
 from actors.shard import Limits
 from actors.supervision.root import start_root_supervisor
 from events import failpoints
+from events.archive import Archive, Policy
+from events.archiver import Archiver
 from events.bus import Bus
 from events.process import Connections, end_process
 from events.slices import SLICE_COUNT
@@ -19,7 +22,8 @@ _SOCKET_TIMEOUT_S = 8.0
 
 
 async def open_store(settings: Settings) -> ValkeyEventStore:
-    store = ValkeyEventStore(connect(settings.valkey_url, timeout_s=_SOCKET_TIMEOUT_S))
+    archive = Archive(settings.archive_url) if settings.archive_url else None
+    store = ValkeyEventStore(connect(settings.valkey_url, timeout_s=_SOCKET_TIMEOUT_S), archive)
     await store.open()
     return store
 
@@ -50,6 +54,12 @@ async def open_models() -> ReadModels:
     return await open_read_models(Settings.from_environment())
 
 
+async def open_archiver() -> Archiver:
+    settings = Settings.from_environment()
+    policy = Policy(settings.archive_keep_events, settings.archive_least_events)
+    return Archiver(await open_store(settings), Archive(settings.archive_url), policy)
+
+
 def start_actors(settings: Settings) -> Callable[[], None]:
     """Start the actors of a deployment on the Ray cluster this process is connected to, or find those that run. The
     returned function waits until tenants can be activated.
@@ -57,4 +67,6 @@ def start_actors(settings: Settings) -> Callable[[], None]:
     limits = Limits(settings.idle_after_s, settings.active_tenants_max)
     wait_until_listening = start_root_supervisor(open_connections, settings.pool_shards, limits)
     start_projections(open_connections, open_models, range(SLICE_COUNT))
+    if settings.archive_url:
+        start_archiver(open_archiver, settings.archive_period_s)
     return wait_until_listening

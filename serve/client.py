@@ -48,14 +48,30 @@ class AdminClient:
             )
         return cls(running.base_url, running.admin_key)
 
+    def close(self) -> None:
+        self._http.close()
+
     def call(self, method: str, path: str, body: object = None, **query: Any) -> Any:
+        return _plain(self._request(method, path, json=body, params=query))
+
+    def fetch(self, path: str, **query: Any) -> tuple[bytes, int]:
+        """An answer that is no JSON, and the position that came with it."""
+        response = self._request("GET", path, params=query)
+        if response.is_error:
+            _plain(response)
+        return response.content, int(response.headers["x-tenantry-position"])
+
+    def send(self, path: str, content: bytes) -> Any:
+        """A body that is no JSON."""
+        return _plain(self._request("POST", path, content=content, headers={"content-type": "application/msgpack"}))
+
+    def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
-            response = self._http.request(method, path, json=body, params=query)
+            return self._http.request(method, path, **options)
         except httpx.HTTPError as error:
             raise NotRunningError(
                 f"{self._http.base_url} does not answer ({error}): is the platform running?"
             ) from error
-        return _plain(response)
 
     def follow(self, path: str, **query: Any) -> Iterator[dict[str, Any]]:
         """Server-sent events, each event's data as an object, until the platform ends the stream."""

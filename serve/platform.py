@@ -147,7 +147,11 @@ class Platform:
     def _settings(self, nats_url: str, valkey_url: str, models: ModelsFile) -> Settings:
         """The environment's settings; what it leaves open comes from the data directory and from what was started."""
         secrets = self._data.secrets()
-        own = {"TENANTRY_ADMIN_KEY": secrets.admin_key, "TENANTRY_PEPPER": secrets.pepper}
+        own = {
+            "TENANTRY_ADMIN_KEY": secrets.admin_key,
+            "TENANTRY_PEPPER": secrets.pepper,
+            "TENANTRY_ARCHIVE_URL": str(self._data.path / "archive"),
+        }
         started = {"TENANTRY_NATS_URL": nats_url, "TENANTRY_VALKEY_URL": valkey_url}
         models_text = {"TENANTRY_MODELS": models.model_dump_json()}
         return Settings.from_environment({**own, **os.environ, **started, **models_text})

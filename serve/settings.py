@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from actors.tools.upstream import Upstream
 from events import failpoints
@@ -59,6 +68,10 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     active_tenants_max: PositiveInt = 20_000  # per actor: beyond it, who was asked least recently leaves memory
     call_timeout_s: Annotated[float, Field(gt=0, le=12 * 3600)] = 600.0  # one model call, from connect to last byte
     body_bytes_max: PositiveInt = 4 * 1024 * 1024
+    archive_url: str = ""  # an fsspec path for old events; empty: they stay in Valkey
+    archive_keep_events: NonNegativeInt = 100_000  # per tenant: the newest stay in Valkey
+    archive_least_events: PositiveInt = 50_000  # fewer are not worth a file
+    archive_period_s: PositiveFloat = 60.0  # between two looks at all logs
     gateway_host: str = "127.0.0.1"  # where each gateway replica opens a port of its own
     gateway_ports: str = ""  # such as 8100-8119; empty: any free port
     failpoints: str = ""  # for fault tests, see events/failpoints.py

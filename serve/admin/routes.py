@@ -48,7 +48,11 @@ async def ask(services: Services, tenant: str, command: DomainCommand, command_i
 
 
 def stamp(response: Response, ok: Ok) -> None:
-    response.headers["x-tenantry-position"] = str(ok.position)
+    stamp_position(response, ok.position)
+
+
+def stamp_position(response: Response, position: int) -> None:
+    response.headers["x-tenantry-position"] = str(position)
 
 
 async def head_position(services: Services, tenant: str) -> int:

@@ -6,7 +6,8 @@ from typing import NoReturn
 import typer
 
 from events.errors import PlatformError
-from serve.cli import bench, log, platform, usage
+from serve.cli import bench, log, platform, transfer, usage
+from serve.cli.archive import archive
 from serve.cli.keys import keys
 from serve.cli.tenants import show_tenant, tenants
 from serve.client import NotRunningError
@@ -20,10 +21,13 @@ app = typer.Typer(
 app.command()(platform.up)
 app.add_typer(tenants, name="tenant")
 app.add_typer(keys, name="key")
+app.add_typer(archive, name="archive")
 app.command("show", hidden=True)(show_tenant)
 app.command()(log.events)
 app.command()(usage.usage)
 app.command()(log.verify)
+app.command("export")(transfer.export_tenant)
+app.command("import")(transfer.import_tenant)
 app.command()(platform.doctor)
 app.command()(platform.gateways)
 app.command()(bench.bench)

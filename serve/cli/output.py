@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,6 +14,18 @@ def say(line: str) -> None:
 def say_aside(line: str) -> None:
     """Progress: not part of what a program reads from us."""
     print(line, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """Says how far long work is, about once a second, aside from the output."""
+
+    def __init__(self, what: str) -> None:
+        self._what, self._said_at = what, time.monotonic()
+
+    def __call__(self, done: int, of: int) -> None:
+        if time.monotonic() - self._said_at >= 1:
+            self._said_at = time.monotonic()
+            say_aside(f"{self._what}: {done:,} of {of:,} events")
 
 
 def show(value: dict[str, Any], as_json: bool) -> None:

@@ -3,17 +3,20 @@
 """
 
 import asyncio
+import os
+from collections import defaultdict
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from events.archive import Archive, archive_log, export_log, import_log, read_range
-from events.codec import StoredEvent
+from events.codec import GENESIS, StoredEvent, chain
 from events.errors import AlreadyExistsError, ChainBrokenError, IntegrityError, NotFoundError
 from events.memory_store import MemoryEventStore
-from events.store import EventStore
+from events.store import Append, EventStore
 from events.verify import verify
-from tests.kit.factories import append_request
+from tests.kit.factories import append_request, record, reserved
 
 
 async def filled(store: EventStore, tenant: str, count: int) -> list[StoredEvent]:
@@ -44,6 +47,60 @@ class ArchivingContract:
                 found = await store.read_stream(tenant, "tenant", after, limit)
                 assert found == log[after : after + limit], (after, limit)
         assert (await verify(store, tenant)).events == 1_300
+
+    async def test_many_streams_are_read_and_go_on_wherever_their_events_lie(
+        self, store: EventStore, archive: Archive, tenant: str
+    ) -> None:
+        """Short ones that are archived whole, long ones that are archived in part."""
+        epoch, previous, position = (await store.claim(tenant)).epoch, GENESIS, 0
+        versions: dict[str, int] = defaultdict(int)
+        written: dict[str, list[bytes]] = defaultdict(list)
+        for turn in range(12):
+            records = []
+            for stream in ["tenant"] * 20 + [f"run/{turn}"] * 2 + ["run/long"] * 7 + ["run/0"] * (turn == 11):
+                versions[stream] += 1
+                made = record(reserved("c"), versions[stream], epoch=epoch)
+                records.append(msgspec.structs.replace(made, stream=stream))
+            made_entries = chain(previous, records)
+            for entry in made_entries:
+                written[entry.stream].append(entry.hash)
+            await store.append(Append(tenant, epoch, position, previous, made_entries, []))
+            position, previous = position + len(records), made_entries[-1].hash
+            await archive_log(store, archive, tenant, keep=30, least=10)
+            for stream, hashes in written.items():
+                for after in range(0, len(hashes), 5):
+                    found = await store.read_stream(tenant, stream, after, 150)
+                    assert [event.hash for event in found] == hashes[after : after + 150], (turn, stream, after)
+
+    async def test_two_archivers_at_once_lose_and_double_nothing(
+        self, store: EventStore, archive: Archive, tenant: str
+    ) -> None:
+        log = await filled(store, tenant, 1_000)
+        other = Archive(archive.base)
+        await asyncio.gather(
+            archive_log(store, archive, tenant, keep=100, least=10),
+            archive_log(store, other, tenant, keep=300, least=10),
+        )
+        await archive_log(store, other, tenant, keep=50, least=10)
+        for each in (archive, other):
+            segments = await each.segments(tenant)
+            assert segments[0].first == 1
+            assert segments[-1].last == 950
+        assert await read_range(store, tenant, 0, 1_000) == log
+        assert await store.read_stream(tenant, "tenant", 0, 2_000) == log
+
+    async def test_drafts_of_runs_that_were_killed_are_removed(
+        self, store: EventStore, archive: Archive, tenant: str
+    ) -> None:
+        await filled(store, tenant, 200)
+        await archive_log(store, archive, tenant, keep=100, least=10)
+        old, new = (Path(archive.base) / tenant / f"000000000101-000000000150.parquet.{name}" for name in ("a", "b"))
+        for draft in (old, new):
+            draft.write_bytes(b"half")
+        os.utime(old, (0, 0))
+        assert await archive_log(store, archive, tenant, keep=50, least=10) == 50
+        assert not old.exists()
+        assert new.exists()
 
     async def test_the_log_goes_on_after_all_of_it_was_archived(
         self, store: EventStore, archive: Archive, tenant: str

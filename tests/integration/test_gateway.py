@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import AsyncIterator
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -96,6 +97,7 @@ async def world(
     asker: Asker,
     monkeypatch: pytest.MonkeyPatch,
     new_tenant: Any,
+    tmp_path: Path,
 ) -> AsyncIterator[World]:
     async with running_upstream() as upstream:
         settings = Settings(
@@ -105,7 +107,8 @@ async def world(
             pepper="p" * 48,
             models=models_of(upstream),
             call_timeout_s=20,
-            body_bytes_max=100_000,
+            body_bytes_max=300_000,
+            archive_url=str(tmp_path / "archive"),
         )
         for name, value in settings.to_environment().items():
             monkeypatch.setenv(name, value)
