@@ -7,6 +7,8 @@ from pydantic import BaseModel, field_validator
 
 _AMOUNT = re.compile(r"([0-9]{1,9})(?:\.([0-9]{1,9}))?")
 
+_PRICE_MAX = 1_000_000
+
 
 def money(nano_usd: int) -> str:
     """Nano-USD as a decimal string of USD, exact: '0.0000034'."""
@@ -38,9 +40,15 @@ class Price(BaseModel, frozen=True, extra="forbid"):
     @field_validator("*")
     @classmethod
     def _whole_nano_usd(cls, value: Decimal) -> Decimal:
-        if not value.is_finite() or value < 0 or value * 1000 != int(value * 1000):
-            raise ValueError(f"a price is 0 or more with at most three decimals, got {value}")
+        if not value.is_finite() or not 0 <= value <= _PRICE_MAX or value * 1000 != int(value * 1000):
+            raise ValueError(f"a price is 0 to {_PRICE_MAX} with at most three decimals, got {value}")
         return value
 
+    @property
+    def nano_usd_per_token(self) -> tuple[int, int]:
+        """Of an input and of an output token."""
+        return int(self.input_usd_per_mtok * 1000), int(self.output_usd_per_mtok * 1000)
+
     def cost_nano_usd(self, input_tokens: int, output_tokens: int) -> int:
-        return int(self.input_usd_per_mtok * 1000) * input_tokens + int(self.output_usd_per_mtok * 1000) * output_tokens
+        input_price, output_price = self.nano_usd_per_token
+        return input_price * input_tokens + output_price * output_tokens

@@ -6,14 +6,16 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from events.process import Connect, detached_actor, end_process
 from projections.directory import DirectoryProjection
+from projections.key_use import KeyUseProjection
 from projections.model import Projection
 from projections.runner import ReadModels, Runner
+from projections.spend import SpendProjection
 from projections.usage import UsageProjection
 
 log = logging.getLogger(__name__)
 
 ACTOR_NAME = "projections"
-PROJECTIONS: tuple[Projection, ...] = (UsageProjection(), DirectoryProjection())
+PROJECTIONS: tuple[Projection, ...] = (UsageProjection(), DirectoryProjection(), SpendProjection(), KeyUseProjection())
 
 
 ConnectModels = Callable[[], Awaitable[ReadModels]]

@@ -7,10 +7,10 @@ import msgspec
 
 from events.catalog import DomainEvent
 from events.codec import Record
-from events.tenant import CallSettled, ReservationExpired
+from events.tenant import CallCredited, CallSettled, ReservationExpired
 from projections.model import Add, Write
 
-_COUNTERS = ("requests", "failed", "unknown", "input_tokens", "output_tokens", "cost_nano_usd")
+COUNTERS = ("requests", "failed", "unknown", "input_tokens", "output_tokens", "cost_nano_usd")
 
 
 class Usage(msgspec.Struct, kw_only=True):
@@ -26,7 +26,7 @@ class Usage(msgspec.Struct, kw_only=True):
     cost_nano_usd: int = 0
 
     def add(self, other: "Usage") -> None:
-        for counter in _COUNTERS:
+        for counter in COUNTERS:
             setattr(self, counter, getattr(self, counter) + getattr(other, counter))
 
 
@@ -35,30 +35,42 @@ class UsageProjection:
     generation = 1
 
     def apply(self, tenant: str, record: Record, event: DomainEvent) -> list[Write]:
-        match event:
-            case CallSettled():
-                has_failed = event.outcome == "failed"
-                used = Usage(
-                    requests=int(not has_failed),
-                    failed=int(has_failed),
-                    unknown=int(event.usage_source == "unknown"),
-                    input_tokens=event.input_tokens,
-                    output_tokens=event.output_tokens,
-                    cost_nano_usd=event.cost_nano_usd,
-                )
-                return _adds(record, event.model, used)
-            case ReservationExpired(model=model, cost_nano_usd=cost):
-                return _adds(record, model, Usage(requests=1, unknown=1, cost_nano_usd=cost))
-            case _:
-                return []
+        if not isinstance(event, CallSettled | ReservationExpired | CallCredited):
+            return []
+        return _adds(day_of(record), event.model, usage_of_event(event))
 
 
-def _adds(record: Record, model: str, usage: Usage) -> list[Write]:
-    day = datetime.fromtimestamp(record.time_us / 1e6, UTC).date().isoformat()
+def usage_of_event(event: CallSettled | ReservationExpired | CallCredited) -> Usage:
+    """What a booking adds. A credit corrects, on its own day, a call that was booked as unknown before."""
+    match event:
+        case CallSettled():
+            has_failed = event.outcome == "failed"
+            return Usage(
+                requests=int(not has_failed),
+                failed=int(has_failed),
+                unknown=int(event.usage_source == "unknown"),
+                input_tokens=event.input_tokens,
+                output_tokens=event.output_tokens,
+                cost_nano_usd=event.cost_nano_usd,
+            )
+        case ReservationExpired():
+            return Usage(requests=1, unknown=1, cost_nano_usd=event.cost_nano_usd)
+        case CallCredited():
+            return Usage(
+                unknown=-1,
+                input_tokens=event.input_tokens,
+                output_tokens=event.output_tokens,
+                cost_nano_usd=-event.credited_nano_usd,
+            )
+
+
+def day_of(record: Record) -> str:
+    return datetime.fromtimestamp(record.time_us / 1e6, UTC).date().isoformat()
+
+
+def _adds(day: str, model: str, usage: Usage) -> list[Write]:
     # the model's name comes last: it is the only part that could hold a separator
-    return [
-        Add(f"{day}|{counter}|{model}", amount) for counter in _COUNTERS if (amount := getattr(usage, counter)) != 0
-    ]
+    return [Add(f"{day}|{counter}|{model}", amount) for counter in COUNTERS if (amount := getattr(usage, counter)) != 0]
 
 
 def read_usage(fields: Mapping[bytes, bytes]) -> dict[tuple[str, str], Usage]:

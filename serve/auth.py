@@ -3,15 +3,17 @@
 import hmac
 import time
 from collections import OrderedDict
+from typing import Any
 
 import msgspec
 
 from events.ask import Asker
 from events.bus import KEYS_REVOKED, Bus
-from events.errors import CommandRefusedError, KeyRefusedError, NotFoundError
+from events.clock import Clock, SystemClock
+from events.errors import CommandRefusedError, ForbiddenError, KeyRefusedError, NotFoundError
 from events.patience import patiently
 from events.store import EventStore
-from events.tenant import Authenticate
+from events.tenant import Authenticate, Scope
 from serve.keys import digest_of, parse_key
 
 CACHE_TTL_S = 5.0  # the longest a revoked key can still read if the push got lost; it can't spend at all
@@ -19,11 +21,24 @@ CACHE_MAX = 10_000
 
 
 class Principal(msgspec.Struct, frozen=True):
+    """Whose key it is and what it may do. ``models``: the only ones it may call, None: all. ``valid_until_us``: when
+    this secret ends, 0: not by itself.
+    """
+
     tenant: str
     key_id: str
+    scopes: frozenset[Scope] = frozenset()
+    models: frozenset[str] | None = None
+    user_id: str = ""
+    valid_until_us: int = 0
+
+    def may_use(self, model: str) -> bool:
+        return self.models is None or model in self.models
 
 
 class Revocation(msgspec.Struct, frozen=True, array_like=True):
+    """What is known of the key is no longer so; of all keys of the tenant where ``key_id`` is empty."""
+
     tenant: str
     key_id: str
 
@@ -56,10 +71,16 @@ class KnownTenants:
 
 
 class Authenticator:
-    """Fails closed: whoever can't be checked gets an error, never a default."""
+    """Fails closed: whoever can't be checked gets an error, never a default. What is remembered counts only while the bus
+    is there to say that it is no longer so, and never for longer than ``CACHE_TTL_S``.
+    """
 
-    def __init__(self, asker: Asker, tenants: KnownTenants, pepper: str, admin_key: str) -> None:
+    def __init__(
+        self, asker: Asker, tenants: KnownTenants, pepper: str, admin_key: str, clock: Clock | None = None
+    ) -> None:
         self._asker, self._tenants, self._pepper = asker, tenants, pepper
+        self._clock = clock or SystemClock()
+        self._bus: Bus | None = None
         self._admin_digest = hmac.digest(pepper.encode(), admin_key.encode(), "sha256")
         # keyed by the hash of the whole key: a cache keyed by a part of it would mix up keys that share the part
         self._known: OrderedDict[bytes, tuple[float, Principal]] = OrderedDict()
@@ -67,42 +88,58 @@ class Authenticator:
 
     async def follow_revocations(self, bus: Bus) -> None:
         await bus.subscribe(KEYS_REVOKED, self._on_revoked)
+        self._bus = bus
 
     def _on_revoked(self, data: bytes, _reply_to: str) -> None:
         revoked = msgspec.msgpack.decode(data, type=Revocation)
         self._revocations += 1
-        gone = Principal(revoked.tenant, revoked.key_id)
-        for digest in [digest for digest, (_, principal) in self._known.items() if principal == gone]:
-            del self._known[digest]
+        for digest, (_, principal) in list(self._known.items()):
+            if principal.tenant == revoked.tenant and revoked.key_id in ("", principal.key_id):
+                del self._known[digest]
 
     def is_admin(self, token: str) -> bool:
         given = hmac.digest(self._pepper.encode(), token.encode(errors="replace"), "sha256")
         return hmac.compare_digest(given, self._admin_digest)
 
-    async def authenticate(self, header: str | None) -> Principal:
+    async def authenticate(self, header: str | None, scope: Scope) -> Principal:
         """
         Raises:
             KeyRefusedError: Not a valid key of any tenant.
+            ForbiddenError: A valid key without the scope.
+            CommandRefusedError: Its tenant is suspended, or too busy to say.
             TransientError: It could not be checked.
         """
+        principal = await self._identify(header)
+        if scope not in principal.scopes:
+            raise ForbiddenError(f"this needs a key with the scope {scope!r}")
+        return principal
+
+    async def _identify(self, header: str | None) -> Principal:
         key = parse_key(bearer(header))
         digest = digest_of(self._pepper, key)
         known = self._known.get(digest)
-        if known is not None and known[0] > time.monotonic():
+        if known is not None and known[0] > time.monotonic() and self._hears_revocations and self._is_valid(known[1]):
             return known[1]
         if not await self._tenants.exists(key.tenant):
             raise KeyRefusedError
         revocations = self._revocations
         try:
-            await self._asker.ask(key.tenant, Authenticate(key.key_id, digest), actor="gateway")
+            ok = await self._asker.ask(key.tenant, Authenticate(key.key_id, digest), actor="gateway")
         except CommandRefusedError as refusal:
             if refusal.code not in (KeyRefusedError.code, NotFoundError.code):
                 raise  # an overloaded tenant has said nothing about the key
             raise KeyRefusedError from refusal
-        principal = Principal(key.tenant, key.key_id)
+        principal = _principal(key.tenant, ok.result)
         if revocations == self._revocations:  # else the answer may be older than a revocation
             self._remember(digest, principal)
         return principal
+
+    @property
+    def _hears_revocations(self) -> bool:
+        return self._bus is not None and self._bus.is_connected
+
+    def _is_valid(self, principal: Principal) -> bool:
+        return not 0 < principal.valid_until_us <= self._clock.now_us()
 
     def _remember(self, digest: bytes, principal: Principal) -> None:
         self._known[digest] = (time.monotonic() + CACHE_TTL_S, principal)
@@ -111,5 +148,18 @@ class Authenticator:
             self._known.popitem(last=False)
 
 
-def push_revocation(bus: Bus, tenant: str, key_id: str) -> None:
+def _principal(tenant: str, identity: dict[str, Any]) -> Principal:
+    models = identity["models"]
+    return Principal(
+        tenant,
+        identity["key_id"],
+        frozenset(identity["scopes"]),
+        None if models is None else frozenset(models),
+        identity["user_id"],
+        identity["valid_until_us"],
+    )
+
+
+def push_revocation(bus: Bus, tenant: str, key_id: str = "") -> None:
+    """Have all gateways forget a key, or all keys of the tenant, and ask the tenant anew."""
     bus.publish(KEYS_REVOKED, msgspec.msgpack.encode(Revocation(tenant, key_id)))

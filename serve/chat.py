@@ -18,11 +18,13 @@ from events.envelope import Ok
 from events.errors import CommandRefusedError, PlatformError
 from events.failpoints import failpoint
 from events.tenant import Outcome, ReserveCall, SettleCall
+from serve.allowance import list_prices, told_headers
 from serve.asgi import ClientLeftError, Receive, Responder, Scope, Send, header, read_body, run_unless_client_leaves
 from serve.auth import Authenticator, Principal
 from serve.chat_request import Call, parse_chat
 from serve.http_errors import HttpError, as_http_error, unexpected_error
 from serve.settings import Model
+from serve.shed import Shed
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ class OpenCall(msgspec.Struct):
     reserved_position: int
     meter: UsageMeter
     settled: bool = False
+    told: dict[str, str] = {}  # headers: what is left of limits, budgets that warn
 
 
 class ChatEndpoint:
@@ -60,12 +63,14 @@ class ChatEndpoint:
         self._call_timeout_s = call_timeout_s
         self._ttl_us = int((call_timeout_s + _TTL_MARGIN_S) * 1e6)
         self._body_bytes_max = body_bytes_max
+        self._list_prices = list_prices(models.values())
+        self._shed = Shed()
         self._settling: set[asyncio.Task[Ok | None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         responder = Responder(send)
         try:
-            principal = await self._authenticator.authenticate(header(scope, b"authorization"))
+            principal = await self._authenticator.authenticate(header(scope, b"authorization"), "inference")
             call = parse_chat(await read_body(receive, self._body_bytes_max), self._models)
             await run_unless_client_leaves(self._serve(principal, call, responder), receive)
         except ClientLeftError:
@@ -78,20 +83,32 @@ class ChatEndpoint:
             await responder.error(unexpected_error(error))
 
     async def _serve(self, principal: Principal, call: Call, responder: Responder) -> None:
+        self._shed.check(principal.tenant, principal.key_id)
         call_id = self._asker.new_id()
-        reserve = ReserveCall(call_id, principal.key_id, call.model.name, call.cost_max_nano_usd, self._ttl_us)
+        reserve = ReserveCall(
+            call_id,
+            principal.key_id,
+            call.model.name,
+            call.cost_max_nano_usd,
+            self._ttl_us,
+            call.input_tokens_max,
+            call.output_tokens_max,
+            self._list_prices[call.model.name],
+            call.tags,
+        )
         running = OpenCall(principal, call, call_id, 0, UsageMeter(call.input_bytes))
         try:
             reserved = await self._asker.ask(
                 principal.tenant, reserve, actor=f"key:{principal.key_id}", command_id=call_id, correlation_id=call_id
             )
-        except CommandRefusedError:
+        except CommandRefusedError as refusal:
+            self._shed.note(principal.tenant, principal.key_id, refusal)
             raise  # surely not reserved
         except BaseException:
             # it may have been reserved, and no call will be made: this comes after it and frees it
             self._start_settling(running, NOTHING, "failed")
             raise
-        running.reserved_position = reserved.position
+        running.reserved_position, running.told = reserved.position, told_headers(reserved.result)
         failpoint("gw.after_reserve")
         try:
             # a client that reads slowly, or not at all, holds its call no longer than a slow model may
@@ -205,7 +222,7 @@ class ChatEndpoint:
 
 
 def _headers(running: OpenCall, position: int) -> dict[str, str]:
-    return {"x-tenantry-position": str(position), "x-tenantry-call": running.call_id}
+    return {"x-tenantry-position": str(position), "x-tenantry-call": running.call_id, **running.told}
 
 
 def _usage(tokens: Tokens) -> dict[str, int]:

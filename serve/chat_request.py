@@ -12,6 +12,7 @@ _DEPTH_MAX = 64
 # possessive, and every quote starts a match that succeeds: linear in the body, whatever is in it
 _STRINGS = re.compile(rb'"(?:[^"\\]++|\\.?)*+"?', re.DOTALL)
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_TAG_CHARS_MAX = 128
 _INPUT_OVERHEAD_TOKENS = 16  # per message: role and separators of the chat template
 
 
@@ -65,6 +66,16 @@ class StreamOptions(msgspec.Struct, frozen=True):
     include_obfuscation: bool | None = None
 
 
+MetadataName = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+MetadataValue = Annotated[str, msgspec.Meta(max_length=512)]
+Metadata = Annotated[
+    dict[MetadataName, MetadataValue],
+    msgspec.Meta(
+        max_length=16, description="Spend is reported by these, too; the first 128 characters of a value count"
+    ),
+]
+
+
 class ChatRequest(msgspec.Struct, frozen=True):
     """The fields that decide about cost and form."""
 
@@ -75,6 +86,7 @@ class ChatRequest(msgspec.Struct, frozen=True):
     max_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
     max_completion_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
     n: Annotated[int, msgspec.Meta(ge=1, le=128)] | None = None
+    metadata: Metadata | None = None
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -87,6 +99,7 @@ class Call(msgspec.Struct, frozen=True):
     input_bytes: int
     input_tokens_max: int
     output_tokens_max: int
+    tags: dict[str, str] = {}
 
     @property
     def cost_max_nano_usd(self) -> int:
@@ -177,4 +190,5 @@ def _call(request: ChatRequest, fields: dict[str, Any], model: Model, body_bytes
         # a token stands for at least one byte, so bytes bound tokens whatever the tokenizer
         input_tokens_max=body_bytes + _INPUT_OVERHEAD_TOKENS * len(request.messages),
         output_tokens_max=output_tokens * (request.n or 1),
+        tags={name: value[:_TAG_CHARS_MAX] for name, value in (request.metadata or {}).items()},
     )

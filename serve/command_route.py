@@ -17,11 +17,20 @@ from pydantic import BaseModel, ValidationError
 from events.errors import KeyRefusedError
 from serve.auth import bearer
 from serve.http_errors import HttpError
+from serve.services import Services
 
 _IDEMPOTENCY_KEY_MAX = 255
 
 
 class CommandRoute(APIRoute):
+    """For the admin key."""
+
+    async def admit(self, services: Services, authorization: str | None) -> dict[str, Any]:
+        """Arguments that say who asks. Raises KeyRefusedError or ForbiddenError for whoever must not."""
+        if not services.authenticator.is_admin(bearer(authorization)):
+            raise KeyRefusedError
+        return {}
+
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         endpoint, status = self.endpoint, self.status_code or 200
         wanted = set(inspect.signature(endpoint).parameters)
@@ -29,10 +38,9 @@ class CommandRoute(APIRoute):
 
         async def handle(request: Request) -> Response:
             services = request.app.state.services
-            if not services.authenticator.is_admin(bearer(request.headers.get("authorization"))):
-                raise KeyRefusedError
+            admitted = await self.admit(services, request.headers.get("authorization"))
             response = Response(status_code=status, media_type="application/json")
-            arguments: dict[str, Any] = {"services": services, "response": response, **request.path_params}
+            arguments: dict[str, Any] = {"services": services, "response": response, **request.path_params, **admitted}
             if "idempotency_key" in wanted:
                 arguments["idempotency_key"] = _idempotency_key(request)
             if body_type is not None:
@@ -43,6 +51,13 @@ class CommandRoute(APIRoute):
             return response
 
         return handle
+
+
+class TenantCommandRoute(CommandRoute):
+    """For a tenant's own keys with the scope ``admin``; the endpoint gets the ``caller``."""
+
+    async def admit(self, services: Services, authorization: str | None) -> dict[str, Any]:
+        return {"caller": await services.authenticator.authenticate(authorization, "admin")}
 
 
 def _idempotency_key(request: Request) -> str | None:

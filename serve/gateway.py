@@ -5,7 +5,7 @@ import contextlib
 from importlib.metadata import version
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Header, Query, Request
+from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
@@ -17,24 +17,18 @@ from serve import bootstrap, openapi
 from serve.admin import commands, router
 from serve.admin.routes import POSITION_MAX, Svc
 from serve.asgi import Receive, Scope, Send, header
-from serve.auth import Authenticator, KnownTenants, Principal, bearer
+from serve.auth import Authenticator, KnownTenants, bearer
 from serve.chat import ChatEndpoint
 from serve.doors import OwnDoor
 from serve.http_errors import HttpError, as_http_error, error_body, error_headers, unexpected_error
+from serve.own import own_commands, own_reads
+from serve.own.routes import Reader
 from serve.services import Services
 from serve.settings import Settings
 from serve.usage import TenantUsage, usage_of
 
 CHAT_PATH = "/v1/chat/completions"
 ADMIN_PREFIX = "/admin/"
-
-
-async def principal_of(request: Request, authorization: Annotated[str | None, Header()] = None) -> Principal:
-    services: Services = request.app.state.services
-    return await services.authenticator.authenticate(authorization)
-
-
-Caller = Annotated[Principal, Depends(principal_of)]
 
 
 def _error_response(error: HttpError) -> Response:
@@ -78,6 +72,8 @@ def build_app(body_bytes_max: int) -> FastAPI:
     )
     app.include_router(commands)
     app.include_router(router)
+    app.include_router(own_commands)
+    app.include_router(own_reads)
     app.add_exception_handler(HttpError, _on_http_error)
     app.add_exception_handler(PlatformError, _on_platform_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
@@ -85,19 +81,20 @@ def build_app(body_bytes_max: int) -> FastAPI:
     app.add_exception_handler(Exception, _on_unexpected)
 
     @app.get("/v1/models", tags=["openai"])
-    async def list_models(services: Svc, _caller: Caller) -> dict[str, Any]:
-        """The models that a request can name."""
-        return {"object": "list", "data": [_model_out(model.name) for model in services.settings.models.models]}
+    async def list_models(services: Svc, caller: Reader) -> dict[str, Any]:
+        """The models that a request with this key can name."""
+        names = [model.name for model in services.settings.models.models if caller.may_use(model.name)]
+        return {"object": "list", "data": [_model_out(name) for name in names]}
 
     @app.get("/v1/models/{model:path}", tags=["openai"])
-    async def show_model(services: Svc, _caller: Caller, model: str) -> dict[str, Any]:
-        if model not in {known.name for known in services.settings.models.models}:
+    async def show_model(services: Svc, caller: Reader, model: str) -> dict[str, Any]:
+        if model not in {known.name for known in services.settings.models.models} or not caller.may_use(model):
             raise HttpError(404, "model_not_found", f"the model {model!r} does not exist", param="model")
         return _model_out(model)
 
     @app.get("/v1/usage", tags=["tenant"])
     async def usage(
-        services: Svc, caller: Caller, min_position: Annotated[int, Query(ge=0, le=POSITION_MAX)] = 0
+        services: Svc, caller: Reader, min_position: Annotated[int, Query(ge=0, le=POSITION_MAX)] = 0
     ) -> TenantUsage:
         """What the calling tenant has used: everything acknowledged before this request, or up to `min_position`."""
         return await usage_of(services, caller.tenant, min_position)

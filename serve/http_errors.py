@@ -1,6 +1,7 @@
 """Errors as the OpenAI client expects them: ``{"error": {"message", "type", "param", "code"}}``."""
 
 import logging
+import math
 import secrets
 
 import msgspec
@@ -15,12 +16,17 @@ _STATUS = {
     "invalid_api_key": 401,
     "budget_exceeded": 402,
     "forbidden": 403,
+    "tenant_suspended": 403,
+    "model_not_allowed": 403,
     "not_found": 404,
     "model_not_found": 404,
     "already_exists": 409,
     "too_large": 413,
     "idempotency_mismatch": 422,
     "rate_limited": 429,
+    "rate_limit_exceeded": 429,
+    "tokens_limit_exceeded": 429,
+    "concurrency_limit_exceeded": 429,
     "not_projected": 503,
     "outcome_unknown": 504,
 }
@@ -100,7 +106,7 @@ def error_body(error: HttpError) -> bytes:
 def error_headers(error: HttpError) -> dict[str, str]:
     headers: dict[str, str] = {}
     if error.retry_after_s is not None:
-        headers["retry-after"] = str(max(1, round(error.retry_after_s)))
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
     if error.should_retry is not None:
         headers["x-should-retry"] = "true" if error.should_retry else "false"
     if error.status == 401:

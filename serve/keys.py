@@ -56,8 +56,18 @@ def make_key(pepper: str, tenant: str, idempotency_key: str | None) -> ParsedKey
     seed = idempotency_key or secrets.token_urlsafe(32)
     material = hmac.digest(_subkey(pepper, "issue"), f"{tenant}\x00{seed}".encode(), hashlib.sha512)
     key_id = _base62(int.from_bytes(material[:16], "big"), _ID_CHARS)
-    secret = _base62(int.from_bytes(material[16:48], "big"), _SECRET_CHARS)
-    text = f"sk-{tenant}-{key_id}-{secret}"
+    return _key(tenant, key_id, material[16:48])
+
+
+def make_next_key(pepper: str, tenant: str, key_id: str, idempotency_key: str | None) -> ParsedKey:
+    """Another secret for the key; for the same Idempotency-Key the same one again."""
+    seed = idempotency_key or secrets.token_urlsafe(32)
+    material = hmac.digest(_subkey(pepper, "rotate"), f"{tenant}\x00{key_id}\x00{seed}".encode(), hashlib.sha512)
+    return _key(tenant, key_id, material[:32])
+
+
+def _key(tenant: str, key_id: str, secret: bytes) -> ParsedKey:
+    text = f"sk-{tenant}-{key_id}-{_base62(int.from_bytes(secret, 'big'), _SECRET_CHARS)}"
     return ParsedKey(tenant, key_id, f"{text}-{_checksum(text)}")
 
 

@@ -38,6 +38,8 @@ PURE = [
     *(f"events/tenant/{noun}.py" for noun in TENANT_NOUNS if noun not in ("deciding", "state")),
     "events/tools.py",
     "events/timers.py",
+    "projections/key_use.py",
+    "projections/spend.py",
     "projections/usage.py",
     "serve/chat_request.py",
 ]

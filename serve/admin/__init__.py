@@ -1,6 +1,20 @@
 """``/admin/v1``: what an operator does to tenants. Admin key only. One module per noun; each hangs its routes on a router."""
 
-from serve.admin import archive, keys, log, platform, tenants
+from serve.admin import archive, budgets, calls, keys, limits, log, platform, prices, spend, tenants, users
 from serve.admin.routes import commands, router
 
-__all__ = ["archive", "commands", "keys", "log", "platform", "router", "tenants"]
+__all__ = [
+    "archive",
+    "budgets",
+    "calls",
+    "commands",
+    "keys",
+    "limits",
+    "log",
+    "platform",
+    "prices",
+    "router",
+    "spend",
+    "tenants",
+    "users",
+]

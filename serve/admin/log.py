@@ -1,4 +1,4 @@
-"""A tenant's log: read it, follow it, verify it, open it again."""
+"""A tenant's log: read it, follow it, verify it."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -102,12 +102,3 @@ def _event_out(stored: StoredEvent) -> EventOut:
             for name in ("stream", "version", "time_us", "command_id", "correlation_id", "actor", "epoch")
         },
     )
-
-
-@router.post("/tenants/{tenant}/resume")
-async def resume_tenant(services: Svc, tenant: str) -> VerifiedOut:
-    """Open a halted tenant again. Its log is verified first; a broken one stays halted."""
-    await head_position(services, tenant)
-    verified = await verify(services.store, tenant)
-    await services.store.resume(tenant)
-    return VerifiedOut(**msgspec.structs.asdict(verified))

@@ -10,10 +10,12 @@ from pydantic import BaseModel, Field
 from actors.history import state_at
 from actors.tenant import describe
 from events.envelope import Ok
-from events.money import money, nano_usd
+from events.money import money
 from events.slices import SLICE_COUNT, SYSTEM_TENANT, TENANT_ID
-from events.tenant import ChangePlan, CreateTenant, DescribeTenant, Plan, SetBudget, Window
+from events.tenant import ChangePlan, CreateTenant, DescribeTenant, Plan, ResumeTenant, SuspendTenant
+from events.verify import verify
 from projections.directory import DirectoryProjection, read_profile
+from serve.admin.budgets import BudgetOut, budget_out
 from serve.admin.routes import (
     POSITION_MAX,
     IdempotencyKey,
@@ -21,10 +23,12 @@ from serve.admin.routes import (
     ask,
     command_id_for,
     commands,
+    head_of,
     head_position,
     router,
     stamp,
 )
+from serve.auth import push_revocation
 from serve.http_errors import HttpError
 from serve.usage import NotProjectedError, TenantUsage, usage_of, wait_for_projection
 
@@ -39,13 +43,8 @@ class PlanIn(BaseModel, extra="forbid"):
     plan: Plan
 
 
-class BudgetIn(BaseModel, extra="forbid"):
-    limit_usd: Annotated[str, Field(max_length=40, examples=["25.00"])]
-    window: Window
-
-
-class BudgetOut(BudgetIn):
-    pass
+class Suspension(BaseModel, extra="forbid"):
+    reason: Annotated[str, Field(max_length=200, examples=["invoice overdue"])] = ""
 
 
 class TenantOut(BaseModel):
@@ -53,12 +52,16 @@ class TenantOut(BaseModel):
     name: str
     plan: Plan
     created_us: int
+    status: Literal["active", "suspended"]
+    suspended_reason: str | None
     placement: Literal["pool", "silo"]
     keys_active: int
+    users: int
     budget: BudgetOut | None
     spent_usd: str
     reserved_usd: str
     calls_open: int
+    calls_unknown: int
     position: int
 
 
@@ -74,12 +77,27 @@ class TenantList(BaseModel):
     next: str | None = None
 
 
+_AS_THEY_ARE = (
+    "id",
+    "name",
+    "plan",
+    "created_us",
+    "status",
+    "suspended_reason",
+    "placement",
+    "keys_active",
+    "users",
+    "calls_open",
+    "calls_unknown",
+)
+
+
 def _tenant_out(ok: Ok) -> TenantOut:
     plain = ok.result
     budget = plain["budget"]
     return TenantOut(
-        **{key: plain[key] for key in ("id", "name", "plan", "created_us", "placement", "keys_active", "calls_open")},
-        budget=budget and BudgetOut(limit_usd=money(budget["limit_nano_usd"]), window=budget["window"]),
+        **{name: plain[name] for name in _AS_THEY_ARE},
+        budget=budget and budget_out(budget),
         spent_usd=money(plain["spent_nano_usd"]),
         reserved_usd=money(plain["reserved_nano_usd"]),
         position=ok.position,
@@ -144,18 +162,37 @@ async def change_plan(
     return _tenant_out(ok)
 
 
-@commands.put("/tenants/{tenant}/budget")
-async def set_budget(
-    services: Svc, tenant: str, body: BudgetIn, response: Response, idempotency_key: IdempotencyKey = None
-) -> BudgetOut:
-    """Set how much the tenant may spend per window (UTC). Another window starts to count anew."""
-    try:
-        limit = nano_usd(body.limit_usd)
-    except ValueError as error:
-        raise HttpError(400, "invalid_request", str(error), param="limit_usd") from error
-    ok = await ask(services, tenant, SetBudget(limit, body.window), command_id_for(services, tenant, idempotency_key))
+@commands.post("/tenants/{tenant}/suspend")
+async def suspend_tenant(
+    services: Svc, tenant: str, body: Suspension, response: Response, idempotency_key: IdempotencyKey = None
+) -> TenantOut:
+    """Refuse all keys of the tenant and every new call (403 `tenant_suspended`), everywhere within a second. Calls under
+    way are finished and booked: their money is held, and their provider bills them in any case.
+    """
+    command_id = command_id_for(services, tenant, idempotency_key)
+    ok = await ask(services, tenant, SuspendTenant(body.reason), command_id)
+    push_revocation(services.bus, tenant)
     stamp(response, ok)
-    return BudgetOut(limit_usd=money(limit), window=body.window)
+    return _tenant_out(ok)
+
+
+@commands.post("/tenants/{tenant}/resume")
+async def resume_tenant(
+    services: Svc, tenant: str, response: Response, idempotency_key: IdempotencyKey = None
+) -> TenantOut:
+    """Resume a suspended tenant; or open one again that was halted because its log was not what it should be. Then the
+    log is verified first, a broken one stays halted, and a suspension stays for a second call to end.
+    """
+    head = await head_of(services, tenant)
+    if head.status == "halted":
+        await verify(services.store, tenant)
+        await services.store.resume(tenant)
+        ok = await ask(services, tenant, DescribeTenant())
+    else:
+        ok = await ask(services, tenant, ResumeTenant(), command_id_for(services, tenant, idempotency_key))
+    push_revocation(services.bus, tenant)
+    stamp(response, ok)
+    return _tenant_out(ok)
 
 
 @router.get("/tenants/{tenant}/usage")

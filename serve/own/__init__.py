@@ -1,0 +1,6 @@
+"""``/v1/keys``, ``/v1/users`` …: what a tenant does to itself, with its own keys. One module per noun."""
+
+from serve.own import keys, reports, users
+from serve.own.routes import own_commands, own_reads
+
+__all__ = ["keys", "own_commands", "own_reads", "reports", "users"]
