@@ -65,7 +65,7 @@ class EmailTool(ToolAdapter[EmailConfig]):
             await self._connect(smtp, call)
             refused = await self._envelope(smtp, mail, call)
             await self._send(smtp, message, call)
-            return {"message_id": message["Message-ID"], "refused": refused}
+            return {"message_id": str(message["Message-ID"]), "refused": refused}
         finally:
             smtp.close()  # at once, cancelled or not: QUIT is a courtesy that could block
 

@@ -36,6 +36,8 @@ class Mailbox:
         self.connections: set[asyncio.BaseTransport] = set()
         self.was_encrypted: list[bool] = []
         self.users: list[str] = []
+        self.hanging = asyncio.Event()
+        self.was_left = asyncio.Event()
 
     @property
     def delivered(self) -> dict[str, EmailMessage]:
@@ -63,6 +65,7 @@ class Mailbox:
             assert server.transport is not None
             server.transport.abort()  # type: ignore[attr-defined]
         if fault == "hang":
+            self.hanging.set()
             await asyncio.Event().wait()
         return "250 taken"
 
@@ -71,7 +74,7 @@ class Mailbox:
         good = data.login == USER.encode() and data.password == PASSWORD.encode()
         if good:
             self.users.append(data.login.decode())
-        return AuthResult(success=good)
+        return AuthResult(success=good, handled=False)
 
 
 class _Connection(SMTP):
@@ -82,7 +85,8 @@ class _Connection(SMTP):
         super().connection_made(transport)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self.event_handler.connections.clear()
+        self.event_handler.connections.discard(self.transport)
+        self.event_handler.was_left.set()
         super().connection_lost(error)
 
 
@@ -110,11 +114,13 @@ async def running_mail_server(certificate: Path | None = None, *, implicit_tls: 
         connection, "127.0.0.1", 0, ssl=context if implicit_tls else None
     )
     mailbox.port = server.sockets[0].getsockname()[1]
-    yield mailbox
-    server.close()
-    for transport in set(mailbox.connections):
-        transport.abort()  # type: ignore[attr-defined]
-    await server.wait_closed()
+    try:
+        yield mailbox
+    finally:
+        server.close()
+        for transport in set(mailbox.connections):
+            transport.abort()  # type: ignore[attr-defined]
+        await server.wait_closed()
 
 
 def self_signed(directory: Path) -> Path:

@@ -22,6 +22,7 @@ class Books:
     held: dict[str, int] = field(default_factory=dict)
     refunded: dict[str, int] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
+    hanging: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -52,6 +53,7 @@ class FakeProvider:
         if fault == "drop":
             return self._abort(request)
         if fault == "hang":
+            self.books.hanging.set()
             try:
                 await asyncio.Event().wait()
             except asyncio.CancelledError:
