@@ -244,6 +244,7 @@ class Activation:
             size_bytes -= len(message[0])
             self._mailbox_bytes -= len(message[0])
             taken.append(message)
+        self._share.took(len(taken))
         return taken
 
     async def _run(self) -> None:

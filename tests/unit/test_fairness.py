@@ -10,7 +10,7 @@ import pytest
 from actors import activation as activations
 from actors.activation import Activation
 from actors.commit import EVENTS_MAX, REQUESTS_MAX, Committer
-from actors.fairness import ALONE, BESIDE_OTHERS, OTHERS_REMEMBERED_S, Share
+from actors.fairness import ALONE, BESIDE_OTHERS_MAX, BESIDE_OTHERS_MIN, OTHERS_REMEMBERED_S, Share
 from events.envelope import MOVED, Envelope, Failed, Ok, Refused, decode_reply, encode
 from events.memory_store import MemoryEventStore
 from events.messages import Command
@@ -26,10 +26,28 @@ def test_alone_a_tenant_takes_many_commands_beside_others_its_share() -> None:
     share = Share()
     assert share.turn("a", 0.0) == ALONE
     assert share.turn("a", 0.1) == ALONE
-    assert share.turn("b", 0.2) == BESIDE_OTHERS
-    assert share.turn("a", 0.3) == BESIDE_OTHERS
-    assert share.turn("a", 0.3 + OTHERS_REMEMBERED_S * 0.9) == BESIDE_OTHERS
+    assert share.turn("b", 0.2).commands == BESIDE_OTHERS_MIN
+    assert share.turn("a", 0.3).commands == BESIDE_OTHERS_MIN
+    assert share.turn("a", 0.3 + OTHERS_REMEMBERED_S * 0.9).commands == BESIDE_OTHERS_MIN
     assert share.turn("a", 0.3 + OTHERS_REMEMBERED_S * 1.1) == ALONE
+
+
+@pytest.mark.parametrize(
+    ("waiting", "expected"),
+    [
+        ({"flooder": 1000, "a": 1}, BESIDE_OTHERS_MIN),
+        ({"flooder": 1000, "a": 1, "b": 2, "c": 1}, BESIDE_OTHERS_MIN),
+        ({"a": 1000, "b": 1000}, BESIDE_OTHERS_MAX),
+    ],
+)
+def test_a_share_follows_what_the_others_take(waiting: dict[str, int], expected: int) -> None:
+    """Beside those who want little, a flood gets little; where all want much, all get more."""
+    share, got = Share(), dict.fromkeys(waiting, 0)
+    for round_number in range(200):
+        for tenant, commands in waiting.items():
+            got[tenant] = min(commands, share.turn(tenant, round_number * 0.01).commands)
+            share.took(got[tenant])
+    assert max(got.values()) == expected
 
 
 class World:
@@ -82,7 +100,7 @@ async def test_a_flood_takes_no_more_than_its_share_of_each_round(world: World) 
     order = [tenant for tenant, _, _ in world.answers]
     before = order.index("flooder"), max(order.index(other.tenant) for other in others)
     assert order.count("flooder") == FLOOD
-    assert order[: before[1]].count("flooder") <= 2 * BESIDE_OTHERS.commands
+    assert order[: before[1]].count("flooder") <= 3 * BESIDE_OTHERS_MAX
 
 
 async def test_large_commands_count_by_their_bytes(world: World) -> None:
@@ -103,7 +121,7 @@ async def test_reads_alone_do_not_hold_the_loop(world: World) -> None:
     world.send(other, SetBudget(1, "day"))
     await asyncio.gather(flooder.drain(), other.drain())
     order = [tenant for tenant, _, _ in world.answers]
-    assert order[: order.index("other")].count("flooder") <= 3 * BESIDE_OTHERS.commands
+    assert order[: order.index("other")].count("flooder") <= 3 * BESIDE_OTHERS_MAX
 
 
 async def test_a_full_mailbox_says_at_once_how_long_it_takes_to_empty(
