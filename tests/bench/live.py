@@ -16,7 +16,7 @@ from events.valkey_store import ValkeyEventStore, connect
 from serve import ray_runtime
 from serve.client import AdminClient, AdminError
 from serve.installation import Running
-from tests.bench import bare_app
+from tests.bench import bare_app, tenants
 from tests.bench.asks import IN_FLIGHT, Load, Send, ceiling_senders, drive, event_bytes, our_senders
 from tests.bench.http_commands import Commands
 from tests.bench.programs import environment_kept, platform
@@ -37,6 +37,7 @@ class Stage(msgspec.Struct, frozen=True):
     key_id: str
     responder: Any
     say: Say
+    instance: str
 
     async def projected(self) -> None:
         """Returns when the projections have caught up: what ours left to do would otherwise slow down the ceiling."""
@@ -54,7 +55,7 @@ def measure(rows: Sequence[str], instance: str, say: Say) -> list[dict[str, Any]
     import uvloop
 
     say("starting the platform …")
-    with environment_kept(), platform(instance) as (_, running), _staged(running, say) as stage:
+    with environment_kept(), platform(instance) as (_, running), _staged(running, say, instance) as stage:
         if "http_command" in rows:
             bare_app.deploy(running.nats_url)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -62,7 +63,7 @@ def measure(rows: Sequence[str], instance: str, say: Say) -> list[dict[str, Any]
 
 
 @contextmanager
-def _staged(running: Running, say: Say) -> Iterator[Stage]:
+def _staged(running: Running, say: Say, instance: str) -> Iterator[Stage]:
     bare_app.set_environment()
     ray_runtime.connect_ray(running.ray_address)
     import ray
@@ -74,7 +75,7 @@ def _staged(running: Running, say: Say) -> Iterator[Stage]:
         admin.call("PUT", f"/tenants/{TENANT}/budget", {"limit_usd": "1000000.00", "window": "month"})
         kind: Any = ray.remote(Responder)
         responder = kind.options(num_cpus=0, max_concurrency=1_000).remote(running.nats_url, running.valkey_url)
-        yield Stage(running, admin, key_id, responder, say)
+        yield Stage(running, admin, key_id, responder, say, instance)
     finally:
         ray.shutdown()
 
@@ -91,6 +92,10 @@ async def _measure(rows: Sequence[str], stage: Stage) -> list[dict[str, Any]]:
             results += await _measure_asks(asks, stage, bus, store)
         if "http_command" in rows:
             results.append(await _measure_http(stage, store))
+        if wanted := [row for row in rows if row in tenants.ROWS]:
+            running = stage.running
+            ground = tenants.Ground(running.nats_url, running.valkey_url, stage.instance, bus, store, stage.say)
+            results += await tenants.measure(wanted, ground)
         return results
 
 

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from tests.bench import live, starts
+from tests.bench import live, starts, tenants
 from tests.bench.programs import guarded
 from tests.bench.results import Say, chosen
 
-_LIVE = ("ask_throughput", "ask_latency", "http_command")
+_LIVE = ("ask_throughput", "ask_latency", "http_command", *tenants.ROWS)
 _STARTS = ("startup", "memory_idle")
 
 
