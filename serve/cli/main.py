@@ -8,8 +8,13 @@ import typer
 from events.errors import PlatformError
 from serve.cli import bench, log, platform, transfer, usage
 from serve.cli.archive import archive
+from serve.cli.budgets import budgets
+from serve.cli.calls import calls
 from serve.cli.keys import keys
+from serve.cli.limits import limits
+from serve.cli.prices import prices
 from serve.cli.tenants import show_tenant, tenants
+from serve.cli.users import users
 from serve.client import NotRunningError
 
 app = typer.Typer(
@@ -21,10 +26,16 @@ app = typer.Typer(
 app.command()(platform.up)
 app.add_typer(tenants, name="tenant")
 app.add_typer(keys, name="key")
+app.add_typer(users, name="user")
+app.add_typer(budgets, name="budget")
+app.add_typer(limits, name="limit")
+app.add_typer(prices, name="price")
+app.add_typer(calls, name="call")
 app.add_typer(archive, name="archive")
 app.command("show", hidden=True)(show_tenant)
 app.command()(log.events)
 app.command()(usage.usage)
+app.command()(usage.spend)
 app.command()(log.verify)
 app.command("export")(transfer.export_tenant)
 app.command("import")(transfer.import_tenant)

@@ -34,7 +34,7 @@ def show(value: dict[str, Any], as_json: bool) -> None:
         return
     width = max(map(len, value))
     for name, item in value.items():
-        shown = time_text(item) if name.endswith("_us") else item
+        shown = time_text(item) if name.endswith("_us") and item is not None else item
         print(f"{name.removesuffix('_us'):<{width}}  {json.dumps(shown) if isinstance(shown, dict) else shown}")
 
 

@@ -8,7 +8,9 @@ from serve.cli.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption, Tenan
 from serve.cli.output import print_json, show, table, time_text
 from serve.client import AdminClient
 
-tenants = typer.Typer(no_args_is_help=True, help="Create, list and show tenants, and set their budgets.")
+tenants = typer.Typer(
+    no_args_is_help=True, help="Create, list, show, suspend and resume tenants, and set their budgets."
+)
 
 
 @tenants.command("create")
@@ -80,9 +82,23 @@ def set_budget(
     show(AdminClient.find(data_dir).call("PUT", f"/tenants/{tenant}/budget", body), as_json)
 
 
+@tenants.command("suspend")
+def suspend_tenant(
+    tenant: TenantArgument,
+    reason: Annotated[str, typer.Option(help="Kept in the log.")] = "",
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    as_json: JsonOption = False,
+) -> None:
+    """Refuse all keys of a tenant and every new call, within a second. Calls under way are finished and booked."""
+    show(AdminClient.find(data_dir).call("POST", f"/tenants/{tenant}/suspend", {"reason": reason}), as_json)
+
+
 @tenants.command("resume")
 def resume_tenant(
     tenant: TenantArgument, data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False
 ) -> None:
-    """Open a tenant again that was halted because its log was not what it should be. Verifies the log first."""
+    """Resume a suspended tenant, or open one again that was halted because its log was not what it should be.
+
+    A halted tenant's log is verified first.
+    """
     show(AdminClient.find(data_dir).call("POST", f"/tenants/{tenant}/resume"), as_json)
