@@ -36,6 +36,7 @@ from events.errors import (
     FencedError,
     IntegrityError,
     InvalidCommandError,
+    KeyUnreadableError,
     OverloadedError,
     PlatformError,
     Refusal,
@@ -45,6 +46,8 @@ from events.errors import (
     WrongExpectedPositionError,
 )
 from events.failpoints import failpoint
+from events.keys import Keys
+from events.sealing import WITHOUT_KEY, Cipher, open_bytes, seal_bytes
 from events.store import Append, Appended, CommandResult, EventStore, Head, Known, Placement, Snapshot
 from events.timers import FireTimers
 
@@ -60,6 +63,7 @@ OWNERSHIP_TRUSTED_S = 1.0
 STORE_PATIENCE_S = 15.0
 _RETRY_FIRST_S, _RETRY_MAX_S = 0.05, 1.0
 RETRY_AFTER_S_MAX = 10.0
+_SNAPSHOT, _REPLY = "snapshot", "reply"  # what sealed bytes are, so that none is opened as another
 
 Respond = Callable[[str, bytes], None]  # subject to reply to, encoded reply
 
@@ -113,11 +117,14 @@ class Activation:
         on_end: Callable[["Activation"], None],
         serves: Placement,
         on_misplaced: Callable[["Activation"], None],
+        keys: Keys,
     ) -> None:
         self.tenant = tenant
         self._store, self._committer, self._share, self._clock = store, committer, share, clock
         self._respond, self._on_end = respond, on_end
         self._serves, self._on_misplaced = serves, on_misplaced
+        self._keys = keys
+        self._cipher: Cipher = WITHOUT_KEY
         self._mailbox: deque[tuple[bytes, str]] = deque()
         self._mailbox_bytes = 0
         self._command_took_s = 0.0  # of the last turn
@@ -161,6 +168,7 @@ class Activation:
         self._epoch, self._owned_at = head.epoch, asked_at
         if head.status != "active":
             raise TenantClosedError(f"tenant {self.tenant!r} is {head.status}: `tenantry verify` says why")
+        self._cipher = await self._keys.cipher(self.tenant, create=True)
         await self._load_snapshot(head)
         await self._catch_up()
         if self._position < head.position or (self._position == head.position and self._head != head.hash):
@@ -175,8 +183,8 @@ class Activation:
             if not page or page[0].hash != snapshot.hash:
                 continue
             try:
-                folded = _decode_folded(snapshot.state)
-            except (msgspec.DecodeError, UnicodeDecodeError):
+                folded = _decode_folded(open_bytes(self._cipher, _SNAPSHOT, snapshot.state) or b"")
+            except (msgspec.DecodeError, UnicodeDecodeError, KeyUnreadableError):
                 log.warning("tenant.snapshot_unreadable tenant=%s position=%s", self.tenant, snapshot.position)
                 continue
             self._state, self._versions = folded.state, folded.versions
@@ -188,7 +196,7 @@ class Activation:
         """A cache: losing it costs a longer replay, so a store that is away is no reason to fail."""
         if self._position == self._snapshot_position:
             return
-        state = _encode_folded(Folded(self._state, self._versions))
+        state = seal_bytes(self._cipher, _SNAPSHOT, _encode_folded(Folded(self._state, self._versions)))
         snapshot = Snapshot(STATE_SCHEMA, self._position, self._head, state)
         self._snapshot_position = snapshot.position
         failpoint("snap.before_write")
@@ -372,7 +380,8 @@ class Activation:
             draft.records.append(self._record(draft, request.envelope, event, now_us))
         draft.state = after
         encoded = encode(reply)
-        draft.commands.append(CommandResult(request.envelope.command_id, request.body_hash, encoded))
+        kept = seal_bytes(self._cipher, _REPLY, encoded) if request.command.reply_is_personal else encoded
+        draft.commands.append(CommandResult(request.envelope.command_id, request.body_hash, kept))
         draft.replies.append((request.reply_to, encoded))
         return reply
 
@@ -393,7 +402,7 @@ class Activation:
             correlation_id=envelope.correlation_id,
             causation_id=envelope.causation_id,
             epoch=self._epoch,
-            data=encode_data(event),
+            data=encode_data(event, self._cipher),
         )
 
     async def _commit(self, draft: Draft) -> Sequence[str] | None:
@@ -468,7 +477,7 @@ class Activation:
             if before is None:
                 undecided.append(request)
             else:
-                self._send(request.reply_to, _first_answer(before, request))
+                self._send(request.reply_to, self._first_answer(before, request))
         return undecided
 
     async def _answer_unfenced(self, unfenced: Sequence[tuple[Request, Reply]]) -> None:
@@ -490,7 +499,7 @@ class Activation:
             raise
         for request, reply in unfenced:
             before = None if is_query(request.command) else stored.get(request.envelope.command_id)
-            self._send(request.reply_to, encode(reply) if before is None else _first_answer(before, request))
+            self._send(request.reply_to, encode(reply) if before is None else self._first_answer(before, request))
 
     @property
     def _surely_owns(self) -> bool:
@@ -511,12 +520,20 @@ class Activation:
                 raise ChainBrokenError(self.tenant, page[0].position, "it does not follow what was replayed before")
             for stored in page:
                 record = decode_record(stored.record)
-                self._state = evolve(self._state, decode_event(record.data))
+                self._state = evolve(self._state, decode_event(record.data, self._cipher))
                 self._versions[record.stream] = record.version
                 self._position, self._head = stored.position, stored.hash
                 self._timer_us = -1  # set by an append whose answer never came, or by another activation
             if len(page) < page_size:
                 return
+
+    def _first_answer(self, before: CommandResult, request: Request) -> bytes:
+        """The stored reply of a command, for its repeat; a refusal for another command under its id."""
+        if before.body_hash != request.body_hash:
+            return encode(reply_for(CommandIdReusedError(request.envelope.command_id)))
+        reply = open_bytes(self._cipher, _REPLY, before.reply)
+        assert reply is not None, "an activation has its tenant's key"
+        return reply
 
     def _send(self, reply_to: str, data: bytes) -> None:
         if not reply_to:
@@ -525,10 +542,3 @@ class Activation:
             self._respond(reply_to, data)
         except PlatformError as error:  # the log has it; who asked will ask again and be answered from there
             log.warning("tenant.reply_lost tenant=%s: %s", self.tenant, error)
-
-
-def _first_answer(before: CommandResult, request: Request) -> bytes:
-    """The stored reply of a command, for its repeat; a refusal for another command under its id."""
-    if before.body_hash == request.body_hash:
-        return before.reply
-    return encode(reply_for(CommandIdReusedError(request.envelope.command_id)))

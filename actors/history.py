@@ -3,11 +3,13 @@
 from actors.aggregate import State, evolve
 from events.codec import decode_event, decode_record
 from events.errors import NotFoundError
+from events.sealing import Cipher
 from events.store import EventStore
 
 
-async def state_at(store: EventStore, tenant: str, position: int) -> tuple[State, int]:
-    """The state after the event at ``position``, and that event's time in microseconds.
+async def state_at(store: EventStore, cipher: Cipher, tenant: str, position: int) -> tuple[State, int]:
+    """The state after the event at ``position``, and that event's time in microseconds. An erased tenant's holds
+    placeholders where its personal data was.
 
     Raises:
         NotFoundError: The log does not reach that position.
@@ -19,6 +21,6 @@ async def state_at(store: EventStore, tenant: str, position: int) -> tuple[State
             raise NotFoundError("position", str(position))
         for stored in page:
             record = decode_record(stored.record)
-            state = evolve(state, decode_event(record.data))
+            state = evolve(state, decode_event(record.data, cipher))
             at, time_us = stored.position, record.time_us
     return state, time_us

@@ -15,6 +15,7 @@ from events.bus import ACTIVATE, PREPARE, VACANT, Bus, NoOneListensError, Subscr
 from events.clock import Clock
 from events.errors import BusUnavailableError, NotServedError
 from events.failpoints import failpoint
+from events.keys import Keys
 from events.slices import is_tenant_id
 from events.store import EventStore, Placement
 
@@ -46,10 +47,17 @@ class Shard:
     """
 
     def __init__(
-        self, name: str, serves: Placement, store: EventStore, bus: Bus, clock: Clock, limits: Limits | None = None
+        self,
+        name: str,
+        serves: Placement,
+        store: EventStore,
+        bus: Bus,
+        clock: Clock,
+        keys: Keys,
+        limits: Limits | None = None,
     ) -> None:
         self.name, self._serves = name, serves
-        self._store, self._bus, self._clock = store, bus, clock
+        self._store, self._bus, self._clock, self._keys = store, bus, clock, keys
         self._limits = limits or Limits()
         self._committer, self._share = Committer(store), Share()
         self._active: dict[str, Hosted] = {}
@@ -104,6 +112,7 @@ class Shard:
                 self._ended,
                 self._serves,
                 self._misplaced,
+                self._keys,
             )
             await activation.start()
             failpoint("activation.after_load_before_subscribe")

@@ -27,7 +27,9 @@ class TenantActor:
 
     async def _open(self) -> Shard:
         connections = await self._connect(f"shard-{self._name}")
-        return Shard(self._name, self._serves, connections.store, connections.bus, SystemClock(), self._limits)
+        return Shard(
+            self._name, self._serves, connections.store, connections.bus, SystemClock(), connections.keys, self._limits
+        )
 
     async def ready(self) -> None:
         """Returns when it could host: its process runs and is connected."""

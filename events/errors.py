@@ -246,6 +246,28 @@ class TenantClosedError(IntegrityError):
     code = "tenant_closed"
 
 
+class TenantErasedError(TenantClosedError):
+    """The tenant's personal data was destroyed on purpose; its log stays closed for ever."""
+
+    code = "tenant_erased"
+
+
+class KeyUnreadableError(IntegrityError):
+    """Sealed data can't be opened: its key is not there, can't be unwrapped, or is another one."""
+
+    code = "key_unreadable"
+
+    def __init__(self, tenant: str, detail: str) -> None:
+        super().__init__(tenant, detail)
+        self.tenant, self.detail = tenant, detail
+
+    def __str__(self) -> str:
+        return (
+            f"sealed data of tenant {self.tenant!r} can't be opened: {self.detail}. "
+            "Restore the vault, or set TENANTRY_MASTER_KEY to the key that was used"
+        )
+
+
 class ChainBrokenError(IntegrityError):
     """An event's hash does not follow from its bytes and the hash before it."""
 

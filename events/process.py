@@ -9,6 +9,7 @@ import msgspec
 import ray
 
 from events.bus import Bus
+from events.keys import Keys
 from events.store import EventStore
 
 NAMESPACE = "tenantry"  # the Ray namespace of all actors
@@ -18,6 +19,7 @@ _CONCURRENCY_MAX = 1_000
 class Connections(msgspec.Struct, frozen=True):
     store: EventStore
     bus: Bus
+    keys: Keys
 
 
 # Called in the actor's own process with the name it goes by on the bus. Handed in, so that actors and projections know

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from events.messages import Command, Event, Query
+from events.messages import PERSONAL, Command, Event, Query
 
 CallId = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 ToolId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
@@ -130,7 +130,7 @@ class ToolPayloadKept(ToolEvent, frozen=True, tag="tool.payload_kept.v1"):
 
     call_id: str
     direction: Literal["input", "output"]
-    data: dict[str, Any]
+    data: Annotated[dict[str, Any], PERSONAL]
 
 
 ToolsEvent = ToolsAllowed | ToolCalled | ToolSucceeded | ToolFailed | ToolPayloadKept

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
+from events.keys import Keys
 from events.process import Connect, detached_actor, end_process
 from projections.directory import DirectoryProjection
 from projections.key_use import KeyUseProjection
@@ -18,7 +19,7 @@ ACTOR_NAME = "projections"
 PROJECTIONS: tuple[Projection, ...] = (UsageProjection(), DirectoryProjection(), SpendProjection(), KeyUseProjection())
 
 
-ConnectModels = Callable[[], Awaitable[ReadModels]]
+ConnectModels = Callable[[Keys], Awaitable[ReadModels]]
 
 
 class ProjectionActor:
@@ -32,7 +33,7 @@ class ProjectionActor:
     async def _run(self) -> None:
         try:
             connections = await self._connect(self._name)
-            models = await self._connect_models()
+            models = await self._connect_models(connections.keys)
             await Runner(connections.store, models, connections.bus, PROJECTIONS, self._slices).run()
         except Exception:
             log.exception("projection.failed name=%s", self._name)

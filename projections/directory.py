@@ -28,7 +28,7 @@ class DirectoryProjection:
     def apply(self, tenant: str, record: Record, event: DomainEvent) -> list[Write]:
         if isinstance(event, TenantCreated):
             profile = Profile(tenant, event.name, event.plan, event.created_us)
-            return [Put(PROFILE_FIELD, msgspec.json.encode(profile))]
+            return [Put(PROFILE_FIELD, msgspec.json.encode(profile), is_personal=True)]
         if isinstance(event, PlanChanged):
             return [Put(PLAN_FIELD, event.plan.encode())]
         return []

@@ -21,8 +21,11 @@ class Add(msgspec.Struct, frozen=True, array_like=True, tag="add"):
 
 
 class Put(msgspec.Struct, frozen=True, array_like=True, tag="put"):
+    """``is_personal``: the value is kept sealed under the tenant's key, and goes with it."""
+
     field: str
     value: bytes
+    is_personal: bool = False
 
 
 Write = Add | Put

@@ -13,6 +13,8 @@ from events.catalog import DomainEvent
 from events.codec import Record, StoredEvent, decode_event, decode_record
 from events.errors import BusUnavailableError, IntegrityError, PlatformError, TransientError
 from events.failpoints import failpoint
+from events.keys import Keys
+from events.sealing import WITHOUT_KEY, Cipher, looks_sealed, open_bytes, seal_bytes
 from events.slices import slice_of
 from events.store import TAIL_POINTERS_MAX, EventStore
 from events.valkey_store import Client, execute, load_library, translate
@@ -33,10 +35,14 @@ _GATHER_S = 0.05
 Decoded = tuple[int, Record, DomainEvent]  # position, record, event
 
 
-def decoded(page: Sequence[StoredEvent]) -> list[Decoded]:
-    """Raises IntegrityError where an event can't be decoded."""
+def decoded(page: Sequence[StoredEvent], cipher: Cipher | None = None) -> list[Decoded]:
+    """Raises IntegrityError where an event can't be decoded. ``cipher`` is the tenant's."""
     records = [(stored.position, decode_record(stored.record)) for stored in page]
-    return [(position, record, decode_event(record.data)) for position, record in records]
+    return [(position, record, decode_event(record.data, cipher)) for position, record in records]
+
+
+def _sealed_as(projection: Projection, field: bytes) -> str:
+    return f"{projection.name}.{field.decode()}"
 
 
 class CheckpointMovedError(TransientError):
@@ -46,10 +52,10 @@ class CheckpointMovedError(TransientError):
 
 
 class ReadModels:
-    """The read side's Valkey: read models and their checkpoints. ``open`` before use."""
+    """The read side's Valkey: read models and their checkpoints, personal values sealed. ``open`` before use."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def __init__(self, client: Client, keys: Keys) -> None:
+        self._client, self._keys = client, keys
 
     async def open(self) -> None:
         source = files("projections").joinpath("library.lua").read_text()
@@ -69,11 +75,19 @@ class ReadModels:
         rows = await self._call("HGETALL", checkpoint_key(projection.name, projection.generation, slice_number))
         return {tenant.decode(): int(position) for tenant, position in rows.items()}
 
+    async def cipher(self, tenant: str) -> Cipher:
+        """What the tenant's events and read models are read and written with."""
+        return await self._keys.cipher(tenant, create=True)
+
     async def fields(self, projection: Projection, tenant: str) -> dict[bytes, bytes]:
-        found: dict[bytes, bytes] = await self._call(
-            "HGETALL", model_key(projection.name, projection.generation, tenant)
-        )
-        return found
+        """The tenant's read model, sealed values opened; those that were erased are left out."""
+        key = model_key(projection.name, projection.generation, tenant)
+        rows: dict[bytes, bytes] = await self._call("HGETALL", key)
+        if not any(map(looks_sealed, rows.values())):
+            return rows
+        cipher = await self.cipher(tenant)
+        opened = {field: open_bytes(cipher, _sealed_as(projection, field), value) for field, value in rows.items()}
+        return {field: value for field, value in opened.items() if value is not None}
 
     async def apply(self, projection: Projection, tenant: str, page: Sequence[Decoded], expected: int) -> int:
         """Fold a page of events into the read model. Returns the new checkpoint.
@@ -83,11 +97,15 @@ class ReadModels:
         """
         adds: dict[str, int] = {}
         puts: dict[str, bytes] = {}
+        cipher = await self.cipher(tenant)
         for _, record, event in page:
             for write in projection.apply(tenant, record, event):
                 match write:
                     case Add(field, amount):
                         adds[field] = adds.get(field, 0) + amount
+                    case Put(field, value, is_personal=True):
+                        if cipher is not WITHOUT_KEY:  # of an erased tenant nothing personal is kept
+                            puts[field] = seal_bytes(cipher, _sealed_as(projection, field.encode()), value)
                     case Put(field, value):
                         puts[field] = value
         keys = (
@@ -188,6 +206,10 @@ class Runner:
                 log.exception("projection.parked projection=%s tenant=%s", projection.name, tenant)
                 self._parked.add((projection.name, tenant))
 
+    async def _page(self, tenant: str, after_position: int) -> list[Decoded]:
+        cipher = await self._models.cipher(tenant)
+        return decoded(await self._store.read(tenant, after_position, _PAGE_EVENTS), cipher)
+
     async def _advance_one(
         self, projection: Projection, tenant: str, position: int, pages: dict[int, list[Decoded]]
     ) -> None:
@@ -198,7 +220,7 @@ class Runner:
         if at > position and (head := await self._store.head(tenant)) and head.position < at:
             raise IntegrityError(f"the log of {tenant!r} ends at {head.position}, its read model has seen {at}")
         while at < position:
-            page = pages.get(at) or decoded(await self._store.read(tenant, at, _PAGE_EVENTS))
+            page = pages.get(at) or await self._page(tenant, at)
             if len(pages) < _PAGES_SHARED:
                 pages[at] = page
             if not page:

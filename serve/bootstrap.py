@@ -9,9 +9,12 @@ from events import failpoints
 from events.archive import Archive, Policy
 from events.archiver import Archiver
 from events.bus import Bus
+from events.keys import Keys, parse_master_keys
 from events.process import Connections, end_process
 from events.slices import SLICE_COUNT
 from events.valkey_store import ValkeyEventStore, connect
+from events.valkey_vault import ValkeyVault
+from events.vault import Vault
 from projections.actor import start_projections
 from projections.runner import ReadModels
 from serve.doors import Doors
@@ -28,8 +31,18 @@ async def open_store(settings: Settings) -> ValkeyEventStore:
     return store
 
 
-async def open_read_models(settings: Settings) -> ReadModels:
-    models = ReadModels(connect(settings.valkey_url, db=settings.reads_db, timeout_s=_SOCKET_TIMEOUT_S))
+async def open_vault(settings: Settings) -> ValkeyVault:
+    vault = ValkeyVault(connect(settings.vault_url, timeout_s=_SOCKET_TIMEOUT_S))
+    await vault.open()
+    return vault
+
+
+def keys_of(settings: Settings, vault: Vault) -> Keys:
+    return Keys(vault, parse_master_keys(settings.master_key))
+
+
+async def open_read_models(settings: Settings, keys: Keys) -> ReadModels:
+    models = ReadModels(connect(settings.valkey_url, db=settings.reads_db, timeout_s=_SOCKET_TIMEOUT_S), keys)
     await models.open()
     return models
 
@@ -47,11 +60,12 @@ async def open_bus(settings: Settings, name: str) -> Bus:
 
 async def open_connections(name: str) -> Connections:
     settings = Settings.from_environment()
-    return Connections(await open_store(settings), await open_bus(settings, name))
+    keys = keys_of(settings, await open_vault(settings))
+    return Connections(await open_store(settings), await open_bus(settings, name), keys)
 
 
-async def open_models() -> ReadModels:
-    return await open_read_models(Settings.from_environment())
+async def open_models(keys: Keys) -> ReadModels:
+    return await open_read_models(Settings.from_environment(), keys)
 
 
 async def open_archiver() -> Archiver:

@@ -141,9 +141,14 @@ class Gateway:
         authenticator = Authenticator(asker, tenants, settings.pepper, settings.admin_key)
         await authenticator.follow_revocations(bus)
         model_client = ModelClient(settings.call_timeout_s)
-        models, doors = await bootstrap.open_read_models(settings), bootstrap.open_doors(settings)
+        vault = await bootstrap.open_vault(settings)
+        keys = bootstrap.keys_of(settings, vault)
+        models = await bootstrap.open_read_models(settings, keys)
+        doors = bootstrap.open_doors(settings)
         app = build_app(settings.body_bytes_max)
-        app.state.services = Services(settings, store, models, bus, asker, tenants, authenticator, model_client, doors)
+        app.state.services = Services(
+            settings, store, vault, keys, models, bus, asker, tenants, authenticator, model_client, doors
+        )
         chat = ChatEndpoint(
             {model.name: model for model in settings.models.models},
             authenticator,
@@ -184,6 +189,7 @@ class Gateway:
         await services.bus.close()
         await services.models.close()
         await services.doors.close()
+        await services.vault.close()
         await services.store.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -12,6 +12,7 @@ from typing import Self
 import msgspec
 
 from events.errors import PlatformError
+from events.keys import new_master_key
 
 _LOCK, _SECRETS, _RUNNING = "lock", "secrets.json", "platform.json"
 
@@ -21,17 +22,31 @@ class DataDirInUseError(PlatformError):
 
 
 class Secrets(msgspec.Struct, frozen=True):
-    """Made once per data directory. Losing ``pepper`` invalidates every API key."""
+    """Made once per data directory. Losing ``pepper`` invalidates every API key; losing ``master_key`` makes all
+    personal data unreadable.
+    """
 
     admin_key: str
     pepper: str
     nats_password: str
     valkey_password: str
+    # directories of releases before encryption have none of these two
+    vault_password: str = ""
+    master_key: str = ""
 
     @classmethod
     def new(cls) -> Self:
         admin_key = f"sk-admin-{secrets.token_urlsafe(32)}"
-        return cls(admin_key, secrets.token_urlsafe(48), secrets.token_urlsafe(24), secrets.token_urlsafe(24))
+        return cls(
+            admin_key, secrets.token_urlsafe(48), secrets.token_urlsafe(24), secrets.token_urlsafe(24)
+        ).completed()
+
+    def completed(self) -> Self:
+        return msgspec.structs.replace(
+            self,
+            vault_password=self.vault_password or secrets.token_urlsafe(24),
+            master_key=self.master_key or new_master_key(),
+        )
 
 
 class Running(msgspec.Struct, frozen=True):
@@ -43,6 +58,7 @@ class Running(msgspec.Struct, frozen=True):
     nats_url: str
     valkey_url: str
     ray_address: str
+    vault_url: str = ""
 
 
 def write_private(path: Path, content: bytes) -> None:
@@ -83,7 +99,11 @@ class DataDir:
         path = self.path / _SECRETS
         if not path.exists():
             write_private(path, msgspec.json.encode(Secrets.new()))
-        return msgspec.json.decode(path.read_bytes(), type=Secrets)
+        found = msgspec.json.decode(path.read_bytes(), type=Secrets)
+        if found != found.completed():
+            found = found.completed()
+            write_private(path, msgspec.json.encode(found))
+        return found
 
     def announce(self, running: Running) -> None:
         write_private(self.path / _RUNNING, as_json(running))

@@ -126,12 +126,12 @@ class Platform:
         guard = start_guard(uuid.uuid4().hex)
         stack.callback(guard.release)
         os.environ.update(bytecode_environment(self._data.path))
-        nats_url, valkey_url = self._start_stores(stack)
+        nats_url, valkey_url, vault_url = self._start_stores(stack)
         model_server = None
         if models is None and local_model.available():
             model_server = self._start_server(stack, model_spec(self._data.path, free_port()))
             models = local_models(model_server.spec.port)
-        settings = self._settings(nats_url, valkey_url, models or ModelsFile())
+        settings = self._settings(nats_url, valkey_url, vault_url, models or ModelsFile())
         ray_address = self._start_ray(stack, settings, port)
         if model_server is not None:
             with self._step("the local model"):
@@ -139,20 +139,21 @@ class Platform:
         base_url = f"http://{LOOPBACK}:{port}"
         with self._step("the demo tenant"):
             demo_key = prepare_demo(base_url, settings.admin_key)
-        running = Running(f"{base_url}/v1", settings.admin_key, demo_key, nats_url, valkey_url, ray_address)
+        running = Running(f"{base_url}/v1", settings.admin_key, demo_key, nats_url, valkey_url, ray_address, vault_url)
         self._announce(stack, running)
         self._say_ready(running, settings.models)
         return running
 
-    def _settings(self, nats_url: str, valkey_url: str, models: ModelsFile) -> Settings:
+    def _settings(self, nats_url: str, valkey_url: str, vault_url: str, models: ModelsFile) -> Settings:
         """The environment's settings; what it leaves open comes from the data directory and from what was started."""
         secrets = self._data.secrets()
         own = {
             "TENANTRY_ADMIN_KEY": secrets.admin_key,
             "TENANTRY_PEPPER": secrets.pepper,
             "TENANTRY_ARCHIVE_URL": str(self._data.path / "archive"),
+            "TENANTRY_MASTER_KEY": secrets.master_key,
         }
-        started = {"TENANTRY_NATS_URL": nats_url, "TENANTRY_VALKEY_URL": valkey_url}
+        started = {"TENANTRY_NATS_URL": nats_url, "TENANTRY_VALKEY_URL": valkey_url, "TENANTRY_VAULT_URL": vault_url}
         models_text = {"TENANTRY_MODELS": models.model_dump_json()}
         return Settings.from_environment({**own, **os.environ, **started, **models_text})
 
@@ -163,23 +164,30 @@ class Platform:
         yield
         self._say(f"  ✓ {what} ({time.monotonic() - began:.1f} s)")
 
-    def _start_stores(self, stack: ExitStack) -> tuple[str, str]:
-        """URLs of NATS and Valkey: external ones where the environment names them, our own otherwise."""
+    def _start_stores(self, stack: ExitStack) -> tuple[str, str, str]:
+        """URLs of NATS, Valkey and the vault: external ones where the environment names them, our own otherwise."""
         secrets, own = self._data.secrets(), []
-        nats_url, valkey_url = os.environ.get("TENANTRY_NATS_URL"), os.environ.get("TENANTRY_VALKEY_URL")
+        nats_url, valkey_url, vault_url = (
+            os.environ.get(f"TENANTRY_{name}_URL") for name in ("NATS", "VALKEY", "VAULT")
+        )
         if valkey_url is None:
             port = free_port()
             own.append(self._start_server(stack, valkey_spec(self._data.path, port, secrets.valkey_password)))
             valkey_url = f"redis://:{secrets.valkey_password}@{LOOPBACK}:{port}"
+        if vault_url is None:
+            port = free_port()
+            spec = valkey_spec(self._data.path, port, secrets.vault_password, name="vault")
+            own.append(self._start_server(stack, spec))
+            vault_url = f"redis://:{secrets.vault_password}@{LOOPBACK}:{port}"
         if nats_url is None:
             port = free_port()
             own.append(self._start_server(stack, nats_spec(self._data.path, port, _NATS_USER, secrets.nats_password)))
             nats_url = f"nats://{_NATS_USER}:{secrets.nats_password}@{LOOPBACK}:{port}"
         if own:
-            with self._step(" and ".join(server.spec.name for server in own)):
+            with self._step(", ".join(server.spec.name for server in own)):
                 for server in own:
                     server.wait_ready()
-        return nats_url, valkey_url
+        return nats_url, valkey_url, vault_url
 
     def _start_server(self, stack: ExitStack, spec: ServerSpec) -> LocalServer:
         server = LocalServer(spec, on_restart=lambda line: self._say(f"  ! {line}"))

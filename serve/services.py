@@ -5,7 +5,9 @@ import msgspec
 from actors.tools.model import ModelClient
 from events.ask import Asker
 from events.bus import Bus
+from events.keys import Keys
 from events.valkey_store import ValkeyEventStore
+from events.valkey_vault import ValkeyVault
 from projections.runner import ReadModels
 from serve.auth import Authenticator, KnownTenants
 from serve.doors import Doors
@@ -15,6 +17,8 @@ from serve.settings import Settings
 class Services(msgspec.Struct, frozen=True):
     settings: Settings
     store: ValkeyEventStore
+    vault: ValkeyVault
+    keys: Keys
     models: ReadModels
     bus: Bus
     asker: Asker

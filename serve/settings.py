@@ -8,6 +8,7 @@ from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     Field,
     NonNegativeInt,
@@ -21,6 +22,7 @@ from pydantic import (
 from actors.tools.upstream import Upstream
 from events import failpoints
 from events.errors import PlatformError
+from events.keys import MasterKeyError, parse_master_keys
 from events.money import Price
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}$")]
@@ -54,13 +56,24 @@ class ModelsFile(BaseModel, frozen=True, extra="forbid"):
         return self
 
 
+def _master_key(text: str) -> str:
+    try:
+        parse_master_keys(text)
+    except MasterKeyError as error:
+        raise ValueError(f"{error}; `tenantry up` makes one in secrets.json") from error
+    return text
+
+
 class Settings(BaseModel, frozen=True, extra="forbid"):
     """From ``TENANTRY_*`` variables, which every process of a deployment inherits. ``models`` is the file's content."""
 
     nats_url: str
     valkey_url: str
+    vault_url: str  # a Valkey apart from the log's, with backups of its own: tenants' keys and the heads of their logs
     admin_key: Annotated[str, Field(min_length=16)]
     pepper: Annotated[str, Field(min_length=32)]  # keys the hashes of API keys; losing it invalidates all of them
+    # 32 bytes in base64: wraps the tenants' keys; older ones, to unwrap with, may follow after commas
+    master_key: Annotated[str, AfterValidator(_master_key)]
     models: ModelsFile = ModelsFile()
     reads_db: int = 1  # the Valkey database of the read models
     pool_shards: PositiveInt = 1

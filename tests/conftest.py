@@ -5,8 +5,10 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from hypothesis import settings
 
+from events.keys import Keys, parse_master_keys
 from events.valkey_store import ValkeyEventStore, connect
-from tests.kit.servers import Servers, running_servers
+from events.valkey_vault import ValkeyVault
+from tests.kit.servers import MASTER_KEY, Servers, running_servers
 
 settings.register_profile("tenantry", deadline=None)  # a busy machine is no defect of the code
 settings.load_profile("tenantry")
@@ -17,6 +19,19 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     """One Valkey and one NATS for the whole run; tests keep apart by tenant names."""
     with running_servers(tmp_path_factory.mktemp("servers")) as running:
         yield running
+
+
+@pytest.fixture
+async def vault(servers: Servers) -> AsyncIterator[ValkeyVault]:
+    opened = ValkeyVault(connect(servers.vault_url))
+    await opened.open()
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+def keys(vault: ValkeyVault) -> Keys:
+    return Keys(vault, parse_master_keys(MASTER_KEY))
 
 
 @pytest.fixture

@@ -36,6 +36,7 @@ PURE = [
     "events/messages.py",
     "events/system.py",
     *(f"events/tenant/{noun}.py" for noun in TENANT_NOUNS if noun not in ("deciding", "state")),
+    "events/vault.py",
     "events/tools.py",
     "events/timers.py",
     "projections/key_use.py",

@@ -1,8 +1,9 @@
 """Paid calls: the maximum is reserved before, what was used is settled after, what nobody knows is credited later."""
 
 from collections.abc import Mapping
+from typing import ClassVar
 
-from events.messages import Command, Event, Query
+from events.messages import Command, Event, Personal, Query
 from events.tenant.prices import TokenPrice
 from events.tenant.words import Outcome, UsageSource
 
@@ -14,6 +15,8 @@ class ReserveCall(Command, frozen=True, omit_defaults=True, tag="call.reserve"):
     price where it has one. Other calls give ``cost_max_nano_usd`` only. ``tags``: what spend is reported by beside key,
     user and model; they are kept in clear.
     """
+
+    reply_is_personal: ClassVar[bool] = False
 
     reservation_id: str
     key_id: str
@@ -32,6 +35,8 @@ class SettleCall(Command, frozen=True, tag="call.settle"):
     ``cost_nano_usd`` counts where the reservation holds no price; else the cost is tokens times that price, and of an
     unknown usage the maximum.
     """
+
+    reply_is_personal: ClassVar[bool] = False
 
     reservation_id: str
     input_tokens: int
@@ -106,7 +111,7 @@ class CallCredited(Event, frozen=True, omit_defaults=True, tag="call.credited.v1
     credited_nano_usd: int
     input_tokens: int
     output_tokens: int
-    reason: str
+    reason: Personal
     user_id: str = ""
     tags: Mapping[str, str] = {}
 

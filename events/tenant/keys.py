@@ -3,7 +3,7 @@
 ``by_key`` names the tenant's own key that asks for the change; empty: an operator does.
 """
 
-from events.messages import Command, Event, Query
+from events.messages import Command, Event, Personal, Query
 from events.tenant.words import DEFAULT_SCOPES, Scope
 
 
@@ -47,7 +47,7 @@ class Authenticate(Query, frozen=True, tag="key.authenticate"):
 
 class KeyIssued(Event, frozen=True, tag="key.issued.v1"):
     key_id: str
-    name: str
+    name: Personal
     digest: bytes
     issued_us: int
     scopes: tuple[Scope, ...] = DEFAULT_SCOPES

@@ -1,6 +1,6 @@
 """A tenant comes to be, changes its plan, is suspended and resumed."""
 
-from events.messages import Command, Event, Query
+from events.messages import Command, Event, Personal, Query
 from events.tenant.words import Plan
 
 
@@ -30,7 +30,7 @@ class DescribeTenant(Query, frozen=True, tag="tenant.describe"):
 
 
 class TenantCreated(Event, frozen=True, tag="tenant.created.v1"):
-    name: str
+    name: Personal
     plan: Plan
     created_us: int
 
@@ -40,7 +40,7 @@ class PlanChanged(Event, frozen=True, tag="plan.changed.v1"):
 
 
 class TenantSuspended(Event, frozen=True, tag="tenant.suspended.v1"):
-    reason: str
+    reason: Personal
     suspended_us: int
 
 

@@ -1,6 +1,6 @@
 """Users of a tenant. A role bounds what the user's keys can do; ``by_key`` as for keys."""
 
-from events.messages import Command, Event, Query
+from events.messages import Command, Event, Personal, Query
 from events.tenant.words import Role
 
 
@@ -33,14 +33,14 @@ class ListUsers(Query, frozen=True, tag="user.list"):
 
 class UserAdded(Event, frozen=True, tag="user.added.v1"):
     user_id: str
-    name: str
+    name: Personal
     role: Role
     added_us: int
 
 
 class UserChanged(Event, frozen=True, tag="user.changed.v1"):
     user_id: str
-    name: str
+    name: Personal
     role: Role
 
 

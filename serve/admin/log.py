@@ -10,8 +10,9 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 from events.bus import live_subject, unsubscribe
-from events.codec import StoredEvent, decode_record
+from events.codec import StoredEvent, decode_plain, decode_record
 from events.errors import NotFoundError
+from events.sealing import Cipher
 from events.slices import TENANT_ID
 from events.verify import verify
 from serve.admin.routes import POSITION_MAX, Svc, head_position, router
@@ -65,7 +66,8 @@ async def tenant_events(
     await head_position(services, tenant)
     if follow:
         return StreamingResponse(_follow(services, tenant, after), media_type="text/event-stream")
-    page = [_event_out(stored) for stored in await services.store.read(tenant, after, limit)]
+    cipher = await services.keys.cipher(tenant)
+    page = [_event_out(stored, cipher) for stored in await services.store.read(tenant, after, limit)]
     return EventPage(data=page, next_after=page[-1].position if len(page) == limit else None)
 
 
@@ -78,9 +80,10 @@ async def _follow(services: Services, tenant: str, after: int) -> AsyncIterator[
         while True:
             news.clear()
             while page := await services.store.read(tenant, after):
+                cipher = await services.keys.cipher(tenant)
                 for stored in page:
                     after = stored.position
-                    yield b"id: %d\ndata: %s\n\n" % (after, _event_out(stored).model_dump_json().encode())
+                    yield b"id: %d\ndata: %s\n\n" % (after, _event_out(stored, cipher).model_dump_json().encode())
             try:
                 await asyncio.wait_for(news.wait(), _FOLLOW_RECHECK_S)
             except TimeoutError:
@@ -89,9 +92,9 @@ async def _follow(services: Services, tenant: str, after: int) -> AsyncIterator[
         await unsubscribe(subscription)
 
 
-def _event_out(stored: StoredEvent) -> EventOut:
+def _event_out(stored: StoredEvent, cipher: Cipher) -> EventOut:
     record = decode_record(stored.record)
-    data: dict[str, Any] = msgspec.to_builtins(msgspec.msgpack.decode(record.data))
+    data: dict[str, Any] = msgspec.to_builtins(decode_plain(record.data, cipher))
     return EventOut(
         position=stored.position,
         type=data.pop("type"),

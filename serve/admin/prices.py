@@ -58,7 +58,7 @@ async def show_prices(
     if at is None:
         return _out((await ask(services, tenant, ListPrices())).result)
     await head_position(services, tenant)
-    state, _ = await state_at(services.store, tenant, at)
+    state, _ = await state_at(services.store, await services.keys.cipher(tenant), tenant, at)
     return _out(table(state.tenant))
 
 

@@ -147,7 +147,7 @@ async def show_tenant(
     if at is None:
         return _tenant_out(await ask(services, tenant, DescribeTenant()))
     await head_position(services, tenant)
-    state, time_us = await state_at(services.store, tenant, at)
+    state, time_us = await state_at(services.store, await services.keys.cipher(tenant), tenant, at)
     return _tenant_out(Ok(describe(state.tenant, tenant, time_us), at))
 
 

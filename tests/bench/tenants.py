@@ -22,7 +22,7 @@ from actors.fairness import Share
 from events.ask import Asker
 from events.bus import Bus
 from events.clock import SystemClock
-from events.codec import GENESIS, Record, chain, encode_data
+from events.codec import GENESIS, Record, chain
 from events.process import NAMESPACE
 from events.slices import slice_of, slice_tag
 from events.store import Append
@@ -32,12 +32,14 @@ from tests.bench.asks import IN_FLIGHT, drive
 from tests.bench.programs import ROOT, idle_mib
 from tests.bench.responder import Store, open_store
 from tests.bench.results import Pairs, Say
-from tests.kit.factories import created, key_issued, reserved, settled
+from tests.kit.factories import created, in_clear, key_issued, reserved, settled
+from tests.kit.servers import keys_in_memory
 
 POOLED = 10_000
 _ACTIVATION_REPEATS = 7
 _ACTIVATIONS = {"activation_1": 1, "activation_1e3": 1_000, "activation_1e5": 100_000}
 _FILL_EVENTS = 2_000
+_KEYS = keys_in_memory()
 _RESTARTS = 5
 _RESTART_TIMEOUT_S = 60.0
 _MOVES = 20
@@ -154,7 +156,7 @@ async def _fill(store: ValkeyEventStore, tenant: str, events: int) -> None:
         for _ in range(min(_FILL_EVENTS, events - position)):
             version += 1
             event = next(history)
-            data = encode_data(event)
+            data = in_clear(event)
             records.append(
                 Record("tenant", version, SystemClock().now_us(), "bench", "bench", "", "", head.epoch, data)
             )
@@ -196,7 +198,7 @@ async def _measure_activation(row: str, ground: Ground) -> dict[str, Any]:
 async def _activated(store: ValkeyEventStore, tenant: str) -> Activation:
     active = Activation(
         tenant, store, Committer(store), Share(), SystemClock(),
-        lambda _reply_to, _data: None, lambda _: None, "pool", lambda _: None,
+        lambda _reply_to, _data: None, lambda _: None, "pool", lambda _: None, _KEYS,
     )  # fmt: skip
     await active.start()
     return active

@@ -169,7 +169,8 @@ def test_events_can_be_followed_from_the_command_line(platform: UpProcess) -> No
 
 KILLED = {
     "TenantActor": "ray::TenantActor",
-    "valkey-server": "valkey-server",
+    "valkey-server": "valkey/valkey.conf",
+    "the vault": "vault/vault.conf",
     "nats-server": "nats-server",
     "RootSupervisor": "ray::RootSupervisor",
     "ProjectionActor": "ray::ProjectionActor",
@@ -290,7 +291,9 @@ def test_ctrl_c_ends_everything_and_the_next_start_finds_all_data(tmp_path: Path
         assert used["requests"] == 1
         known = {member.pid for member in members(first.instance)}
         assert len(known) > 8
-        assert {first.pid_of(name) for name in ("valkey-server", "nats-server", "serve.local_model")} <= known
+        assert {
+            first.pid_of(name) for name in ("valkey.conf", "vault.conf", "nats-server", "serve.local_model")
+        } <= known
         assert first.stop(signal.SIGINT) == 0
         assert members(first.instance) == []
     with running_platform(data_dir) as second:

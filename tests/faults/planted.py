@@ -14,6 +14,7 @@ from actors import activation
 from actors.aggregate import State, decide
 from events.catalog import DomainCommand, DomainEvent
 from events.failpoints import failpoint
+from events.keys import Keys
 from events.slices import slice_of
 from events.store import Append, Appended, AppendOutcome, CommandResult, EventStore
 from events.tenant import ReserveCall
@@ -133,5 +134,5 @@ def store(bug: str, healthy: ValkeyEventStore) -> EventStore:
     return cast("EventStore", STORES[bug](healthy)) if bug in STORES else healthy
 
 
-def read_models(bug: str, client: Client) -> ReadModels:
-    return CheckpointApart(client) if bug == "checkpoint-apart" else ReadModels(client)
+def read_models(bug: str, client: Client, keys: Keys) -> ReadModels:
+    return CheckpointApart(client, keys) if bug == "checkpoint-apart" else ReadModels(client, keys)

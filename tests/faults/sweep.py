@@ -28,6 +28,7 @@ from actors.history import state_at
 from events.ask import Asker
 from events.bus import ACTIVATE, Bus
 from events.failpoints import POINTS
+from events.keys import Keys
 from events.store import EventStore
 from events.tenant import DescribeTenant
 from events.valkey_store import ValkeyEventStore, connect
@@ -51,7 +52,7 @@ from tests.kit.history import (
     Seen,
     write_history,
 )
-from tests.kit.servers import Servers, running_servers
+from tests.kit.servers import Servers, open_vault, running_servers
 from tests.kit.tasks import cancel
 
 Action = Literal["crash", "pause"]
@@ -152,6 +153,7 @@ class Run:
             role=role,
             nats_url=self.servers.nats_url,
             valkey_url=self.servers.valkey_url,
+            vault_url=self.servers.vault_url,
             directory=str(self.directory),
             failpoints=failpoints,
             seed=self.schedule.seed,
@@ -272,10 +274,12 @@ async def _gather(run: Run, store: ValkeyEventStore) -> None:
     claims = run.directory / "claims.jsonl"
     if claims.exists():
         run.recorder.add(*(msgspec.json.decode(line, type=Claimed) for line in claims.read_bytes().splitlines()))
+    vault, keys = await open_vault(run.servers.vault_url)
     for tenant in run.tenants:
-        run.recorder.add(*await _log(store, tenant), *await _folds(run, store, tenant))
+        run.recorder.add(*await _log(store, tenant), *await _folds(run, store, keys, tenant))
     if kind_of(run.schedule.point) == "proj":
-        await _gather_projected(run, store)
+        await _gather_projected(run, store, keys)
+    await vault.close()
 
 
 async def _log(store: EventStore, tenant: str) -> list[Line]:
@@ -287,7 +291,7 @@ async def _log(store: EventStore, tenant: str) -> list[Line]:
     return lines
 
 
-async def _folds(run: Run, store: EventStore, tenant: str) -> list[Line]:
+async def _folds(run: Run, store: EventStore, keys: Keys, tenant: str) -> list[Line]:
     queries = {line.operation for line in run.recorder.lines if isinstance(line, Invoked) and not line.writes
                and line.tenant == tenant}  # fmt: skip
     positions = {
@@ -300,7 +304,7 @@ async def _folds(run: Run, store: EventStore, tenant: str) -> list[Line]:
     for position in sorted(positions):
         if head is None or position > head.position:
             continue  # for the checker to find
-        state, time_us = await state_at(store, tenant, position)
+        state, time_us = await state_at(store, await keys.cipher(tenant), tenant, position)
         folds.append(Folded(tenant, position, _plain(answer(state, tenant, DescribeTenant(), time_us))))
     return folds
 
@@ -310,10 +314,10 @@ def _plain(result: object) -> object:
     return msgspec.msgpack.decode(msgspec.msgpack.encode(result))
 
 
-async def _gather_projected(run: Run, store: ValkeyEventStore) -> None:
+async def _gather_projected(run: Run, store: ValkeyEventStore, keys: Keys) -> None:
     """After a healthy runner has caught up: the read model, and the same events folded here."""
     worker = run.start_projections(armed=False)
-    models = ReadModels(connect(run.servers.valkey_url, db=READS_DB))
+    models = ReadModels(connect(run.servers.valkey_url, db=READS_DB), keys)
     usage = UsageProjection()
     try:
         for tenant in run.tenants:
@@ -323,7 +327,7 @@ async def _gather_projected(run: Run, store: ValkeyEventStore) -> None:
                 while await models.checkpoint(usage, tenant) < head.position:  # noqa: ASYNC110 - another process's
                     await asyncio.sleep(0.02)
             expected: Counter[str] = Counter()
-            for _, record, event in decoded(await store.read(tenant, 0, head.position)):
+            for _, record, event in decoded(await store.read(tenant, 0, head.position), await keys.cipher(tenant)):
                 for write in usage.apply(tenant, record, event):
                     assert hasattr(write, "amount"), write
                     expected[write.field] += write.amount

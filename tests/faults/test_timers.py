@@ -8,22 +8,25 @@ from actors.supervision.timers import TimerScan
 from events.ask import Asker
 from events.bus import Bus
 from events.clock import SystemClock
+from events.keys import Keys, parse_master_keys
+from events.memory_vault import MemoryVault
 from events.tenant import CreateTenant, IssueKey, ReserveCall
 from events.valkey_store import ValkeyEventStore, connect
 from tests.kit.activator import activating
-from tests.kit.servers import Servers, kill_and_wait, running_servers
+from tests.kit.servers import MASTER_KEY, Servers, kill_and_wait, running_servers
 
 WAIT_S = 30.0
 
 
 async def test_a_timer_fires_after_all_processes_were_killed_and_wakes_a_tenant_that_sleeps(tmp_path: Path) -> None:
     """Nobody asks the tenant after the restart: the timer alone activates it, and books the dead gateway's call."""
+    keys = Keys(MemoryVault(), parse_master_keys(MASTER_KEY))  # the vault lies elsewhere, and lives
     with running_servers(tmp_path) as servers:
-        await _reserve_for_a_moment(servers)
+        await _reserve_for_a_moment(servers, keys)
         for server in (servers.valkey, servers.nats):
             await asyncio.to_thread(kill_and_wait, server)
         bus, store = await _connected(servers)
-        shard = Shard("next", "pool", store, bus, SystemClock())
+        shard = Shard("next", "pool", store, bus, SystemClock(), keys)
         async with activating(bus, shard):
             scan = asyncio.create_task(TimerScan(store, Asker(bus), SystemClock()).run())
             async with asyncio.timeout(WAIT_S):
@@ -44,10 +47,10 @@ async def _connected(servers: Servers) -> tuple[Bus, ValkeyEventStore]:
     return await Bus.connect(servers.nats_url, "test", lambda: None), store
 
 
-async def _reserve_for_a_moment(servers: Servers) -> None:
+async def _reserve_for_a_moment(servers: Servers, keys: Keys) -> None:
     """A call that nobody will settle; then everything that knew of it is gone but for what is on disk."""
     bus, store = await _connected(servers)
-    shard = Shard("first", "pool", store, bus, SystemClock())
+    shard = Shard("first", "pool", store, bus, SystemClock(), keys)
     async with activating(bus, shard):
         asker = Asker(bus)
         await asker.ask("sleeper", CreateTenant("Sleeper"), actor="test")

@@ -30,6 +30,7 @@ from projections.runner import Runner
 from projections.usage import UsageProjection
 from tests.faults import planted
 from tests.kit.history import Claimed
+from tests.kit.servers import open_vault
 from tests.kit.tasks import cancel
 
 READS_DB = 3
@@ -46,6 +47,7 @@ class Plan(msgspec.Struct, frozen=True):
     role: Role
     nats_url: str
     valkey_url: str
+    vault_url: str
     directory: str
     failpoints: str = ""
     seed: int = 0
@@ -151,10 +153,11 @@ def _run(plan: Plan, ready: Connection) -> None:
 async def _serve_shard(plan: Plan, ready: Connection) -> None:
     activation.SNAPSHOT_EVERY_EVENTS = _SNAPSHOT_EVERY_EVENTS
     store = ValkeyEventStore(connect(plan.valkey_url))
+    vault, keys = await open_vault(plan.vault_url)
     await store.open()
     seen = cast("EventStore", Ledger(planted.store(plan.bug, store), plan.claims_path))
     bus = await Bus.connect(plan.nats_url, plan.name, end_process)
-    shard = Shard(plan.name, "pool", seen, bus, SystemClock())
+    shard = Shard(plan.name, "pool", seen, bus, SystemClock(), keys)
     tasks: set[asyncio.Task[None]] = set()
 
     async def activate(tenant: str, reply_to: str) -> None:
@@ -178,6 +181,7 @@ async def _serve_shard(plan: Plan, ready: Connection) -> None:
     await cancel(passivating)
     await shard.close()
     await bus.close()
+    await vault.close()
     await store.close()
 
 
@@ -191,7 +195,8 @@ async def _passivate(shard: Shard, dice: random.Random) -> None:
 
 async def _serve_projections(plan: Plan, ready: Connection) -> None:
     store = ValkeyEventStore(connect(plan.valkey_url, timeout_s=8))
-    models = planted.read_models(plan.bug, connect(plan.valkey_url, db=READS_DB, timeout_s=8))
+    vault, keys = await open_vault(plan.vault_url)
+    models = planted.read_models(plan.bug, connect(plan.valkey_url, db=READS_DB, timeout_s=8), keys)
     await store.open()
     await models.open()
     bus = await Bus.connect(plan.nats_url, plan.name, end_process)
@@ -202,6 +207,7 @@ async def _serve_projections(plan: Plan, ready: Connection) -> None:
     await cancel(running)
     await bus.close()
     await models.close()
+    await vault.close()
     await store.close()
 
 

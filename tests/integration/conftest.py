@@ -9,6 +9,7 @@ from actors.shard import Shard
 from events.ask import Asker
 from events.bus import Bus
 from events.clock import SystemClock
+from events.keys import Keys
 from events.valkey_store import ValkeyEventStore
 from tests.kit.activator import activating
 from tests.kit.servers import Servers
@@ -26,16 +27,16 @@ async def bus(servers: Servers) -> AsyncIterator[Bus]:
 
 
 @pytest.fixture
-async def shard(valkey_store: ValkeyEventStore, bus: Bus) -> AsyncIterator[Shard]:
-    hosting = Shard("test", "pool", valkey_store, bus, SystemClock())
+async def shard(valkey_store: ValkeyEventStore, bus: Bus, keys: Keys) -> AsyncIterator[Shard]:
+    hosting = Shard("test", "pool", valkey_store, bus, SystemClock(), keys)
     yield hosting
     await hosting.close()
 
 
 @pytest.fixture
-async def silo(valkey_store: ValkeyEventStore, bus: Bus) -> AsyncIterator[Shard]:
+async def silo(valkey_store: ValkeyEventStore, bus: Bus, keys: Keys) -> AsyncIterator[Shard]:
     """Where tenants go whose plan gives them an actor of their own."""
-    hosting = Shard("test-silo", "silo", valkey_store, bus, SystemClock())
+    hosting = Shard("test-silo", "silo", valkey_store, bus, SystemClock(), keys)
     yield hosting
     await hosting.close()
 

@@ -13,6 +13,7 @@ from events.bus import Bus, ask_subject, unsubscribe
 from events.clock import SystemClock
 from events.envelope import Failed, Refused, decode_reply
 from events.errors import BusUnavailableError, CommandRefusedError, IntegrityError, PlatformError
+from events.keys import Keys
 from events.slices import slice_of, slice_tag
 from events.store import Snapshot
 from events.tenant import (
@@ -116,6 +117,7 @@ async def test_an_owner_that_was_overtaken_writes_and_answers_nothing_more(
     shard: Shard,
     valkey_store: ValkeyEventStore,
     bus: Bus,
+    keys: Keys,
     new_tenant: NewTenant,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -123,7 +125,7 @@ async def test_an_owner_that_was_overtaken_writes_and_answers_nothing_more(
     monkeypatch.setattr(activation, "OWNERSHIP_TRUSTED_S", 0.0)
     tenant = new_tenant()
     await create(asker, tenant)
-    newer = Shard("newer", "pool", valkey_store, bus, SystemClock())
+    newer = Shard("newer", "pool", valkey_store, bus, SystemClock(), keys)
     await newer.host(tenant)
     await asker.ask(tenant, reserve("c1"), actor="test")
     await asker.ask(tenant, DescribeTenant(), actor="test")

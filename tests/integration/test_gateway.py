@@ -18,6 +18,7 @@ from openai import AsyncOpenAI
 from actors.tools.upstream import Upstream
 from events.ask import Asker
 from events.bus import Bus
+from events.keys import Keys
 from events.money import Price
 from events.slices import SLICE_COUNT
 from events.tenant import ReserveCall
@@ -26,7 +27,7 @@ from projections.actor import PROJECTIONS
 from projections.runner import ReadModels, Runner
 from serve.gateway import Gateway
 from serve.settings import Model, ModelsFile, Settings
-from tests.kit.servers import Servers
+from tests.kit.servers import MASTER_KEY, Servers
 from tests.kit.upstream import WORDS, FakeUpstream, running_upstream
 
 ADMIN_KEY = "sk-admin-0123456789abcdef"
@@ -95,6 +96,7 @@ async def world(
     valkey_store: ValkeyEventStore,
     bus: Bus,
     asker: Asker,
+    keys: Keys,
     monkeypatch: pytest.MonkeyPatch,
     new_tenant: Any,
     tmp_path: Path,
@@ -103,6 +105,8 @@ async def world(
         settings = Settings(
             nats_url=servers.nats_url,
             valkey_url=servers.valkey_url,
+            vault_url=servers.vault_url,
+            master_key=MASTER_KEY,
             admin_key=ADMIN_KEY,
             pepper="p" * 48,
             models=models_of(upstream),
@@ -112,7 +116,7 @@ async def world(
         )
         for name, value in settings.to_environment().items():
             monkeypatch.setenv(name, value)
-        models = ReadModels(connect(servers.valkey_url, db=settings.reads_db))
+        models = ReadModels(connect(servers.valkey_url, db=settings.reads_db), keys)
         await models.open()
         projecting = asyncio.create_task(Runner(valkey_store, models, bus, PROJECTIONS, range(SLICE_COUNT)).run())
         gateway = Gateway()

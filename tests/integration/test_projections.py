@@ -9,6 +9,7 @@ import pytest
 from events.bus import Bus
 from events.catalog import DomainEvent
 from events.codec import GENESIS, Record, chain
+from events.keys import Keys
 from events.slices import slice_of, slice_tag
 from events.store import Append
 from events.valkey_store import ValkeyEventStore, connect, execute
@@ -23,8 +24,8 @@ USAGE = UsageProjection()
 
 
 @pytest.fixture
-async def models(servers: Servers) -> AsyncIterator[ReadModels]:
-    opened = ReadModels(connect(servers.valkey_url, db=2))
+async def models(servers: Servers, keys: Keys) -> AsyncIterator[ReadModels]:
+    opened = ReadModels(connect(servers.valkey_url, db=2), keys)
     await opened.open()
     yield opened
     await opened.close()

@@ -17,21 +17,24 @@ from actors.shard import Limits, Shard
 from events.ask import Asker
 from events.bus import Bus
 from events.clock import SystemClock
+from events.keys import Keys
 from events.tenant import ChangePlan, CreateTenant, DescribeTenant, IssueKey, ReserveCall, SetBudget
 from events.valkey_store import ValkeyEventStore
 from events.verify import verify
 from tests.kit.activator import activating
 from tests.kit.factories import HOUR_US
+from tests.kit.servers import keys_in_memory
 
 NewTenant = Callable[[], str]
 TENANTS = int(os.environ.get("TENANTRY_TEST_TENANTS", "300"))
 # An ask is repeated by its asker after two seconds without an answer: one that was answered faster was never lost.
 ATTEMPT_S = 2.0
+KEYS = keys_in_memory()
 
 
 @asynccontextmanager
 async def hosting(store: ValkeyEventStore, bus: Bus, limits: Limits) -> AsyncIterator[tuple[Shard, Asker]]:
-    shard = Shard("limited", "pool", store, bus, SystemClock(), limits)
+    shard = Shard("limited", "pool", store, bus, SystemClock(), KEYS, limits)
     async with activating(bus, shard):
         yield shard, Asker(bus)
     await shard.close()
@@ -164,13 +167,13 @@ async def test_moved_between_pool_and_silo_under_load_nothing_is_lost_doubled_or
 
 
 async def test_an_owner_overtaken_under_load_lets_go_and_keeps_nobody_waiting(
-    asker: Asker, shard: Shard, valkey_store: ValkeyEventStore, bus: Bus, new_tenant: NewTenant
+    asker: Asker, shard: Shard, valkey_store: ValkeyEventStore, bus: Bus, keys: Keys, new_tenant: NewTenant
 ) -> None:
     """As when Ray runs a second copy of an actor: both listen for a moment, one writes."""
     tenant = new_tenant()
     await create(asker, tenant)
     load = Load(asker, [tenant], 32)
-    newer = Shard("newer", "pool", valkey_store, bus, SystemClock())
+    newer = Shard("newer", "pool", valkey_store, bus, SystemClock(), keys)
 
     async def overtake() -> None:
         for older, next_owner in ((shard, newer), (newer, shard)) * 5:

@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import msgspec
+
 from events.catalog import DomainEvent
-from events.codec import GENESIS, Entry, Record, chain, encode_data
+from events.codec import GENESIS, Entry, Record, chain
 from events.ids import uuid7
 from events.messages import TENANT_STREAM
 from events.store import Append, CommandResult
@@ -42,7 +44,12 @@ def settled(call: str = "c1", cost: int = 60, **changes: Any) -> CallSettled:
 
 
 def record(event: DomainEvent, version: int = 1, *, command_id: str = "cmd", epoch: int = 1) -> Record:
-    return Record(TENANT_STREAM, version, NOW_US, command_id, "test", command_id, "", epoch, encode_data(event))
+    return Record(TENANT_STREAM, version, NOW_US, command_id, "test", command_id, "", epoch, in_clear(event))
+
+
+def in_clear(event: DomainEvent) -> msgspec.Raw:
+    """As a release before encryption wrote it: readable without any key."""
+    return msgspec.Raw(msgspec.msgpack.encode(event))
 
 
 def entries(previous: bytes, start: int, count: int, *, epoch: int = 1) -> list[Entry]:

@@ -5,8 +5,11 @@ from typing import Any
 
 from actors.tenant import Tenant, decide, evolve, fire_timers
 from events.codec import decode_event, encode_data
+from events.sealing import TenantCipher
 from events.tenant import TenantCommand, TenantEvent
 from tests.kit.factories import NOW_US
+
+CIPHER = TenantCipher("acme", b"a test key of thirty-two bytes!!")
 
 
 class Scenario:
@@ -26,7 +29,7 @@ class Scenario:
 
 
 def replay(events: list[TenantEvent], state: Tenant | None = None) -> Tenant:
-    through_the_wire: list[Any] = [decode_event(encode_data(event)) for event in events]
+    through_the_wire: list[Any] = [decode_event(encode_data(event, CIPHER), CIPHER) for event in events]
     return reduce(evolve, through_the_wire, state or Tenant())
 
 

@@ -9,19 +9,29 @@ from pathlib import Path
 
 import msgspec
 
+from events.keys import Keys, parse_master_keys
+from events.memory_vault import MemoryVault
+from events.valkey_store import connect
+from events.valkey_vault import ValkeyVault
 from serve.local_servers import LocalServer, free_port, nats_spec, valkey_spec
 
 USER, PASSWORD = "tenantry", "test-password"
 _RESTART_TIMEOUT_S = 30.0
+MASTER_KEY = "bWFzdGVyIGtleSBvZiB0aGlydHktdHdvIGJ5dGVzISE="
 
 
 class Servers(msgspec.Struct, frozen=True):
     valkey: LocalServer
     nats: LocalServer
+    vault: LocalServer
 
     @property
     def valkey_url(self) -> str:
         return f"redis://:{PASSWORD}@127.0.0.1:{self.valkey.spec.port}"
+
+    @property
+    def vault_url(self) -> str:
+        return f"redis://:{PASSWORD}@127.0.0.1:{self.vault.spec.port}"
 
     @property
     def nats_url(self) -> str:
@@ -43,10 +53,11 @@ def running_servers(directory: Path) -> Iterator[Servers]:
     servers = Servers(
         LocalServer(valkey_spec(directory, free_port(), PASSWORD)),
         LocalServer(nats_spec(directory, free_port(), USER, PASSWORD)),
+        LocalServer(valkey_spec(directory, free_port(), PASSWORD, name="vault")),
     )
     started: list[LocalServer] = []
     try:
-        for server in (servers.valkey, servers.nats):
+        for server in (servers.valkey, servers.nats, servers.vault):
             server.start()
             started.append(server)
         for server in started:
@@ -55,3 +66,15 @@ def running_servers(directory: Path) -> Iterator[Servers]:
     finally:
         for server in started:
             server.stop()
+
+
+def keys_in_memory() -> Keys:
+    """A vault of a test's own, gone with it."""
+    return Keys(MemoryVault(), parse_master_keys(MASTER_KEY))
+
+
+async def open_vault(url: str) -> tuple[ValkeyVault, Keys]:
+    """The vault, to be closed, and the keys in it."""
+    vault = ValkeyVault(connect(url))
+    await vault.open()
+    return vault, Keys(vault, parse_master_keys(MASTER_KEY))

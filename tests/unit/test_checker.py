@@ -6,9 +6,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from events.codec import GENESIS, Record, chain, encode_data
+from events.codec import GENESIS, Record, chain
 from events.tenant import BudgetSet, CallReserved, CallSettled, TenantCreated, TenantEvent
 from tests.kit.checker import check
+from tests.kit.factories import in_clear
 from tests.kit.history import (
     Claimed,
     Ended,
@@ -28,7 +29,7 @@ Break = Callable[[list[Line]], list[Line]]
 
 
 def record(version: int, command_id: str, event: TenantEvent, epoch: int) -> Record:
-    return Record("tenant", version, 1, command_id, "client-0", command_id, "", epoch, encode_data(event))
+    return Record("tenant", version, 1, command_id, "client-0", command_id, "", epoch, in_clear(event))
 
 
 def log_of(records: Sequence[Record]) -> list[Line]:

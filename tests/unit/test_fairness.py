@@ -18,6 +18,7 @@ from events.store import Append, AppendOutcome
 from events.tenant import CreateTenant, SetBudget
 from tests.kit.clock import ManualClock
 from tests.kit.factories import HOUR_US, NOW_US, append_request
+from tests.kit.servers import keys_in_memory
 
 FLOOD = 600
 
@@ -66,7 +67,7 @@ class World:
     async def activate(self, tenant: str) -> Activation:
         active = Activation(
             tenant, self.store, self.committer, self.share, self.clock, self._respond,
-            lambda _: None, "pool", lambda _: None,
+            lambda _: None, "pool", lambda _: None, keys_in_memory(),
         )  # fmt: skip
         await active.start()
         self.send(active, CreateTenant(tenant))

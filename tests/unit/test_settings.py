@@ -10,6 +10,8 @@ from serve.settings import Settings, SettingsError, parse_models
 GOOD = {
     "TENANTRY_NATS_URL": "nats://x",
     "TENANTRY_VALKEY_URL": "redis://x",
+    "TENANTRY_VAULT_URL": "redis://y",
+    "TENANTRY_MASTER_KEY": "bWFzdGVyIGtleSBvZiB0aGlydHktdHdvIGJ5dGVzISE=",
     "TENANTRY_ADMIN_KEY": "a" * 16,
     "TENANTRY_PEPPER": "p" * 32,
 }
