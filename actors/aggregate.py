@@ -14,13 +14,13 @@ from actors.system import System
 from actors.tenant import Tenant
 from actors.tool_calls import ToolCalls
 from events.catalog import DomainCommand, DomainEvent
-from events.errors import InvalidCommandError, NotFoundError
+from events.errors import InvalidCommandError, NotFoundError, TenantSuspendedError
 from events.messages import Query
 from events.slices import SYSTEM_TENANT
 from events.store import Placement
 from events.system import OfSystem, SystemFact
 from events.timers import FireTimers
-from events.tools import OfTools, ToolsFact
+from events.tools import OfTools, RecordToolCall, ToolsFact
 
 STATE_SCHEMA = 5  # raise it whenever State changes: older snapshots are then replayed instead of misread
 
@@ -62,6 +62,8 @@ def decide(state: State, tenant: str, command: DomainCommand, now_us: int) -> li
     if isinstance(command, OfTools):
         if not state.exists:
             raise NotFoundError("tenant", tenant)
+        if state.tenant.is_suspended and isinstance(command, RecordToolCall):
+            raise TenantSuspendedError
         return [*tool_calls.decide(state.tools, tenant, command, now_us)]
     return [*tenants.decide(state.tenant, tenant, command, now_us)]
 

@@ -126,7 +126,9 @@ class ToolFailed(ToolEvent, frozen=True, tag="tool.failed.v1"):
 
 
 class ToolPayloadKept(ToolEvent, frozen=True, tag="tool.payload_kept.v1"):
-    """What went in or came out, for tools whose payloads are kept. An event of its own, so that the others stay in clear."""
+    """What went in or came out, for tools whose payloads are kept: sealed under the tenant's key, and gone with it. An event
+    of its own, so that the others stay in clear.
+    """
 
     call_id: str
     direction: Literal["input", "output"]

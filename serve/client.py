@@ -54,6 +54,10 @@ class AdminClient:
     def call(self, method: str, path: str, body: object = None, **query: Any) -> Any:
         return _plain(self._request(method, path, json=body, params=query))
 
+    def call_once(self, path: str, body: object, idempotency_key: str) -> Any:
+        """A POST whose repeats under the same key take effect once."""
+        return _plain(self._request("POST", path, json=body, headers={"idempotency-key": idempotency_key}))
+
     def fetch(self, path: str, **query: Any) -> tuple[bytes, int]:
         """An answer that is no JSON, and the position that came with it."""
         response = self._request("GET", path, params=query)

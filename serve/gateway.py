@@ -11,6 +11,8 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from actors.tools.model import ModelClient
+from actors.tools.registry import Registry
+from actors.tools.runner import Tools
 from events.ask import Asker
 from events.errors import KeyRefusedError, PlatformError
 from serve import bootstrap, openapi
@@ -24,7 +26,7 @@ from serve.http_errors import HttpError, as_http_error, error_body, error_header
 from serve.own import own_commands, own_reads
 from serve.own.routes import Reader
 from serve.services import Services
-from serve.settings import Settings
+from serve.settings import Settings, tool_configs
 from serve.usage import TenantUsage, usage_of
 
 CHAT_PATH = "/v1/chat/completions"
@@ -145,9 +147,10 @@ class Gateway:
         keys = bootstrap.keys_of(settings, vault)
         models = await bootstrap.open_read_models(settings, keys)
         doors = bootstrap.open_doors(settings)
+        tools = Tools(asker, Registry(tool_configs(settings.models)))
         app = build_app(settings.body_bytes_max)
         app.state.services = Services(
-            settings, store, vault, keys, models, bus, asker, tenants, authenticator, model_client, doors
+            settings, store, vault, keys, models, bus, asker, tenants, authenticator, model_client, doors, tools
         )
         chat = ChatEndpoint(
             {model.name: model for model in settings.models.models},
@@ -185,6 +188,7 @@ class Gateway:
         app, chat = self._opening.result()
         await chat.drain()
         services: Services = app.state.services
+        await services.tools.close()
         await services.model_client.close()
         await services.bus.close()
         await services.models.close()

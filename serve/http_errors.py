@@ -18,9 +18,11 @@ _STATUS = {
     "forbidden": 403,
     "tenant_suspended": 403,
     "model_not_allowed": 403,
+    "tool_not_allowed": 403,
     "not_found": 404,
     "model_not_found": 404,
     "already_exists": 409,
+    "in_progress": 409,
     "too_large": 413,
     "idempotency_mismatch": 422,
     "rate_limited": 429,
@@ -29,6 +31,8 @@ _STATUS = {
     "concurrency_limit_exceeded": 429,
     "not_projected": 503,
     "outcome_unknown": 504,
+    "tool_outcome_unknown": 504,
+    "dependency_timeout": 504,
 }
 _TYPES = {401: "authentication_error", 402: "insufficient_quota", 403: "permission_error", 429: "rate_limit_error"}
 _RETRY_AFTER_DEFAULT_S = 1.0
@@ -85,7 +89,8 @@ def _tool_http_error(error: ToolError) -> HttpError:
     if isinstance(error, ToolRefusedError):
         return HttpError(_STATUS.get(error.code, 422), error.code, error.message, should_retry=False)
     should_retry = error.retryable and not error.may_have_happened
-    return HttpError(503, error.code, error.message, retry_after_s=error.retry_after_s, should_retry=should_retry)
+    status = _STATUS.get(error.code, 503)
+    return HttpError(status, error.code, error.message, retry_after_s=error.retry_after_s, should_retry=should_retry)
 
 
 def unexpected_error(error: Exception) -> HttpError:

@@ -37,7 +37,7 @@ from serve.local_servers import (
     require_free,
     valkey_spec,
 )
-from serve.settings import Model, ModelsFile, Settings, SettingsError, load_models, parse_models
+from serve.settings import Model, ModelsFile, Settings, SettingsError, load_models, parse_models, tool_configs
 
 log = logging.getLogger(__name__)
 
@@ -83,12 +83,15 @@ def upstream_from_environment() -> ModelsFile | None:
 
 
 def configured_models(path: Path | None) -> ModelsFile | None:
-    """From the models file, or the environment. None: neither names any."""
+    """Models and tools from the models file, or the environment. None: neither names any."""
     if path is not None:
-        return load_models(path)
-    if text := os.environ.get("TENANTRY_MODELS"):
-        return parse_models(text, "TENANTRY_MODELS")
-    return upstream_from_environment()
+        file, where = load_models(path), str(path)
+    elif text := os.environ.get("TENANTRY_MODELS"):
+        file, where = parse_models(text, "TENANTRY_MODELS"), "TENANTRY_MODELS"
+    else:
+        return upstream_from_environment()
+    tool_configs(file, where)
+    return file
 
 
 def local_models(port: int) -> ModelsFile:
@@ -128,9 +131,11 @@ class Platform:
         os.environ.update(bytecode_environment(self._data.path))
         nats_url, valkey_url, vault_url = self._start_stores(stack)
         model_server = None
-        if models is None and local_model.available():
+        names_models = models is not None and "models" in models.model_fields_set  # a file may be about tools alone
+        if not names_models and local_model.available():
             model_server = self._start_server(stack, model_spec(self._data.path, free_port()))
-            models = local_models(model_server.spec.port)
+            local = local_models(model_server.spec.port)
+            models = local if models is None else models.model_copy(update={"models": local.models})
         settings = self._settings(nats_url, valkey_url, vault_url, models or ModelsFile())
         ray_address = self._start_ray(stack, settings, port)
         if model_server is not None:

@@ -3,6 +3,7 @@
 import msgspec
 
 from actors.tools.model import ModelClient
+from actors.tools.runner import Tools
 from events.ask import Asker
 from events.bus import Bus
 from events.keys import Keys
@@ -26,3 +27,4 @@ class Services(msgspec.Struct, frozen=True):
     authenticator: Authenticator
     model_client: ModelClient
     doors: Doors
+    tools: Tools

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import yaml
 from pydantic import (
@@ -24,6 +24,9 @@ from events import failpoints
 from events.errors import PlatformError
 from events.keys import MasterKeyError, parse_master_keys
 from events.money import Price
+
+if TYPE_CHECKING:
+    from actors.tools.config import ToolConfig
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}$")]
 ENV_PREFIX = "TENANTRY_"
@@ -46,7 +49,10 @@ class Model(BaseModel, frozen=True, extra="forbid"):
 
 
 class ModelsFile(BaseModel, frozen=True, extra="forbid"):
+    """``tools`` are checked by ``tool_configs``: most processes have no use for them, and their kinds take long to import."""
+
     models: tuple[Model, ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
@@ -150,6 +156,23 @@ def parse_models(text: str, where: str) -> ModelsFile:
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise SettingsError(f"{where}: {problems}") from error
+
+
+def tool_configs(file: ModelsFile, where: str = "tools") -> "list[ToolConfig]":
+    """What the file says about tools. Raises SettingsError with the place, all problems, and what was probably meant."""
+    from actors.tools.catalog import parse_tool  # noqa: PLC0415 - see ModelsFile
+    from actors.tools.config import ToolConfigError  # noqa: PLC0415
+
+    try:
+        configs = [parse_tool(given) for given in file.tools]
+    except ToolConfigError as error:
+        raise SettingsError(f"{where}: {error}") from error
+    names = [config.name for config in configs]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise SettingsError(
+            f"{where}: each tool's name may stand once; these stand more often: {', '.join(sorted(twice))}"
+        )
+    return configs
 
 
 def load_models(path: Path) -> ModelsFile:

@@ -1,6 +1,6 @@
 """``/admin/v1``: what an operator does to tenants. Admin key only. One module per noun; each hangs its routes on a router."""
 
-from serve.admin import archive, budgets, calls, keys, limits, log, platform, prices, spend, tenants, users
+from serve.admin import archive, budgets, calls, keys, limits, log, platform, prices, spend, tenants, tools, users
 from serve.admin.routes import commands, router
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "router",
     "spend",
     "tenants",
+    "tools",
     "users",
 ]
