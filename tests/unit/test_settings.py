@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from events.money import Price, money, nano_usd
-from serve.settings import Settings, SettingsError, parse_models
+from serve.settings import Settings, SettingsError, parse_models, tool_configs
 
 GOOD = {
     "TENANTRY_NATS_URL": "nats://x",
@@ -42,7 +42,7 @@ def test_a_models_file_says_who_serves_what_at_which_price() -> None:
         ("models: [{name: a, upstreams: []}]", "models.0.upstreams"),
         (MODELS.replace('"0.10"', "0.10"), "write the price as a string"),
         (MODELS.replace("0.405", "0.4051"), "three decimals"),
-        (MODELS.replace("0.10", "-1"), "0 or more"),
+        (MODELS.replace("0.10", "-1"), "a price is 0 to"),
         (MODELS.replace("0.10", "NaN"), "finite"),
         (MODELS + MODELS.replace("models:\n", ""), "may stand once"),
     ],
@@ -52,8 +52,51 @@ def test_a_models_file_that_can_not_be_used_says_why(text: str, says: str) -> No
         parse_models(text, "models.yaml")
 
 
+TOOLS = """
+tools:
+  - {name: payments, adapter: payment, api_key_env: PAYMENTS_KEY, bulkhead: 5, overrides: {acme: {timeout_s: 3}}}
+  - {name: weather, adapter: "tests.kit.fakes:MockTool"}
+"""
+
+
+def test_a_models_file_says_which_tools_there_are() -> None:
+    payments, weather = tool_configs(parse_models(TOOLS, "here"))
+    assert payments.bulkhead is not None
+    assert (payments.bulkhead.permits, payments.timeout_s, payments.for_tenant("acme").timeout_s) == (5, 10, 3)
+    assert weather.name == "weather"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        ("bulkhead: 5", "bulkhed: 5", "unknown setting 'bulkhed', did you mean 'bulkhead'"),
+        ("timeout_s: 3", "timeout: 3", "overrides of 'acme'.*did you mean 'timeout_s'"),
+        ("timeout_s: 3", "adapter: http", "the same for all tenants"),
+        ("api_key_env: PAYMENTS_KEY, ", "", "api_key_env: Field required"),
+        ("adapter: payment,", "adapter: paymnt,", "there are email, http, model, payment, and module:Class"),
+        ("adapter: payment,", "", "adapter: there are"),
+        ("tests.kit.fakes:MockTool", "tests.kit.fakes:Nothing", "PYTHONPATH"),
+        ("tests.kit.fakes:MockTool", "no_such_module:Tool", "PYTHONPATH"),
+        ("tests.kit.fakes:MockTool", "pathlib:Path", "not a subclass"),
+        ("name: weather", "name: payments", "may stand once"),
+        ("name: weather", "name: 'a b'", "name"),
+        ("bulkhead: 5", "cost_usd: much", "amount of USD"),
+    ],
+)
+def test_tools_that_can_not_be_used_say_why(before: str, after: str, says: str) -> None:
+    with pytest.raises(SettingsError, match=says):
+        tool_configs(parse_models(TOOLS.replace(before, after), "models.yaml"))
+
+
+def test_a_secret_in_the_wrong_place_is_not_repeated() -> None:
+    text = TOOLS.replace("api_key_env: PAYMENTS_KEY", "api_key_env: [sk_live_canary]")
+    with pytest.raises(SettingsError) as refusal:
+        tool_configs(parse_models(text, "models.yaml"))
+    assert "canary" not in str(refusal.value)
+
+
 def test_settings_pass_through_the_environment_unchanged() -> None:
-    settings = Settings.from_environment({**GOOD, "TENANTRY_MODELS": MODELS, "TENANTRY_POOL_SHARDS": "3"})
+    settings = Settings.from_environment({**GOOD, "TENANTRY_MODELS": MODELS + TOOLS, "TENANTRY_POOL_SHARDS": "3"})
     assert settings.pool_shards == 3
     assert Settings.from_environment(settings.to_environment()) == settings
 
