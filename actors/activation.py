@@ -23,6 +23,7 @@ from events.clock import Clock
 from events.codec import (
     GENESIS,
     Record,
+    StoredEvent,
     chain,
     decode_event,
     decode_record,
@@ -47,6 +48,7 @@ from events.errors import (
 )
 from events.failpoints import failpoint
 from events.keys import Keys
+from events.scan import scan
 from events.sealing import WITHOUT_KEY, Cipher, open_bytes, seal_bytes
 from events.store import Append, Appended, CommandResult, EventStore, Head, Known, Placement, Snapshot
 from events.timers import FireTimers
@@ -513,19 +515,22 @@ class Activation:
         self._owned_at = asked_at
 
     async def _catch_up(self) -> None:
-        page_size = 500
-        while True:
-            page = await self._store.read(self.tenant, self._position, page_size)
-            if page and page[0].hash != next_hash(self._head, page[0].record):
-                raise ChainBrokenError(self.tenant, page[0].position, "it does not follow what was replayed before")
-            for stored in page:
-                record = decode_record(stored.record)
-                self._state = evolve(self._state, decode_event(record.data, self._cipher))
-                self._versions[record.stream] = record.version
-                self._position, self._head = stored.position, stored.hash
-                self._timer_us = -1  # set by an append whose answer never came, or by another activation
-            if len(page) < page_size:
-                return
+        async for page in scan(self._store, self.tenant, self._position):
+            self._replay(page)
+
+    def _replay(self, page: Sequence[StoredEvent]) -> None:
+        """Fold a page into the state, all of it or nothing. Raises ChainBrokenError where an event does not follow."""
+        state, versions, head = self._state, dict[str, int](), self._head
+        for stored in page:
+            head = next_hash(head, stored.record)
+            if head != stored.hash:
+                raise ChainBrokenError(self.tenant, stored.position, "it does not follow what was replayed before")
+            record = decode_record(stored.record)
+            state = evolve(state, decode_event(record.data, self._cipher))
+            versions[record.stream] = record.version
+        self._state, self._position, self._head = state, page[-1].position, head
+        self._versions |= versions
+        self._timer_us = -1  # set by an append whose answer never came, or by another activation
 
     def _first_answer(self, before: CommandResult, request: Request) -> bytes:
         """The stored reply of a command, for its repeat; a refusal for another command under its id."""

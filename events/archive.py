@@ -11,7 +11,7 @@ import functools
 import os
 import posixpath
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
@@ -25,13 +25,13 @@ from fsspec.implementations.local import LocalFileSystem
 
 from events.codec import GENESIS, Entry, StoredEvent, decode_record, next_hash
 from events.errors import AlreadyExistsError, ChainBrokenError, IntegrityError, NotFoundError
+from events.scan import scan
 from events.store import Append, EventStore
 
 SEGMENT_EVENTS_MAX = 50_000
 GROUP_EVENTS = 5_000  # of a file's row group: what is held in memory of a file, whatever its size
 _IMPORT_EVENTS, _IMPORT_BYTES = 1_000, 256 * 1024  # of one append of an import
 _GROUPS_KEPT = 4
-_PAGE_EVENTS = 500
 _DRAFT_AGE_MAX = timedelta(hours=1)
 _FORMAT = b"tenantry-segment-1"
 _SCHEMA = pa.schema(
@@ -400,18 +400,7 @@ async def archive_log(
 
 async def read_range(store: EventStore, tenant: str, after_position: int, through: int) -> list[StoredEvent]:
     """All events of a range. Raises ChainBrokenError where the log ends before it."""
-    return [event async for page in pages(store, tenant, after_position, through) for event in page]
-
-
-async def pages(store: EventStore, tenant: str, after_position: int, through: int) -> AsyncIterator[list[StoredEvent]]:
-    """A range page by page. Raises ChainBrokenError where the log ends before it."""
-    at = after_position
-    while at < through:
-        page = await store.read(tenant, at, min(_PAGE_EVENTS, through - at))
-        if not page:
-            raise ChainBrokenError(tenant, at + 1, f"missing; the log should reach {through}")
-        yield page
-        at = page[-1].position
+    return [event async for page in scan(store, tenant, after_position, through) for event in page]
 
 
 async def export_log(store: EventStore, tenant: str, path: str, progress: Progress | None = None) -> int:
@@ -425,7 +414,7 @@ async def export_log(store: EventStore, tenant: str, path: str, progress: Progre
     if head is None:
         raise NotFoundError("tenant", tenant)
     with SegmentWriter(path, tenant, GENESIS) as writer:
-        async for page in pages(store, tenant, 0, head.position):
+        async for page in scan(store, tenant, 0, head.position):
             await asyncio.to_thread(writer.write, page)
             if progress is not None:
                 progress(page[-1].position, head.position)

@@ -196,13 +196,13 @@ class EventStore(Protocol):
 
 def check_caps(request: Append) -> None:
     """Raises TooLargeError before anything is sent: the server must never be busy for long with one tenant."""
-    size = 0
-    for entry in request.entries:
-        if len(entry.record) > RECORD_BYTES_MAX:
-            raise TooLargeError("an event in bytes", len(entry.record), RECORD_BYTES_MAX)
-        if len(entry.stream) > STREAM_CHARS_MAX:
-            raise TooLargeError("a stream's name in characters", len(entry.stream), STREAM_CHARS_MAX)
-        size += len(entry.record) + 32
+    records = [len(entry.record) for entry in request.entries]
+    if records and max(records) > RECORD_BYTES_MAX:
+        raise TooLargeError("an event in bytes", max(records), RECORD_BYTES_MAX)
+    for stream in {entry.stream for entry in request.entries}:
+        if len(stream) > STREAM_CHARS_MAX:
+            raise TooLargeError("a stream's name in characters", len(stream), STREAM_CHARS_MAX)
+    size = sum(records) + 32 * len(records)
     for command in request.commands:
         if len(command.reply) > REPLY_BYTES_MAX:
             raise TooLargeError("a reply in bytes", len(command.reply), REPLY_BYTES_MAX)

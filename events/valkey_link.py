@@ -42,18 +42,21 @@ class Address(msgspec.Struct, frozen=True):
 class _Group:
     """Commands sent together, their replies so far, and who waits for them."""
 
-    __slots__ = ("count", "future", "replies")
+    __slots__ = ("count", "deadline", "future", "replies")
 
-    def __init__(self, count: int, future: asyncio.Future[list[Any]]) -> None:
-        self.count, self.future = count, future
+    def __init__(self, count: int, future: asyncio.Future[list[Any]], deadline: float) -> None:
+        self.count, self.future, self.deadline = count, future, deadline
         self.replies: list[Any] = []
 
 
 class _Wire(asyncio.Protocol):
     """One connection's life. Once lost it is never used again."""
 
-    def __init__(self) -> None:
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._loop = asyncio.get_running_loop()
         self._reader = hiredis.Reader(replyError=ResponseError)
+        self._watch: asyncio.TimerHandle | None = None
         self._waiting: deque[_Group] = deque()
         self._transport: asyncio.WriteTransport | None = None
         self.is_lost = False
@@ -87,6 +90,9 @@ class _Wire(asyncio.Protocol):
     def abort(self, error: Exception) -> None:
         """Every call under way fails: nobody knows what became of it."""
         self.is_lost = True
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
         if self._transport is not None:
             self._transport.abort()
         waiting, self._waiting = self._waiting, deque()
@@ -96,11 +102,24 @@ class _Wire(asyncio.Protocol):
 
     def send(self, commands: Sequence[Command]) -> asyncio.Future[list[Any]]:
         assert self._transport is not None
-        future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[list[Any]] = self._loop.create_future()
         packed = [hiredis.pack_command(cast("Any", tuple(command))) for command in commands]
-        self._waiting.append(_Group(len(packed), future))
+        deadline = self._loop.time() + self._timeout_s
+        self._waiting.append(_Group(len(packed), future, deadline))
+        if self._watch is None:
+            self._watch = self._loop.call_at(deadline, self._look)
         self._transport.write(packed[0] if len(packed) == 1 else b"".join(packed))
         return future
+
+    def _look(self) -> None:
+        """One timer for all calls: replies come in order, so the first that waits is the first to be late."""
+        self._watch = None
+        if not self._waiting:
+            return
+        if self._loop.time() < self._waiting[0].deadline:
+            self._watch = self._loop.call_at(self._waiting[0].deadline, self._look)
+        else:  # a server that is silent for so long would answer out of everybody's time
+            self.abort(TimeoutError(f"Valkey did not answer within {self._timeout_s:g} s"))
 
 
 class Link:
@@ -122,16 +141,10 @@ class Link:
         """
         if not commands:
             return []
-        async with asyncio.timeout(self._timeout_s) as deadline:
-            wire = self._wire
-            if wire is None or wire.is_lost:
-                wire = await self._connect()
-            try:
-                return await wire.send(commands)
-            except asyncio.CancelledError:
-                if deadline.expired():  # a server that is silent for so long would answer out of everybody's time
-                    wire.abort(TimeoutError(f"Valkey did not answer within {self._timeout_s:g} s"))
-                raise
+        wire = self._wire
+        if wire is None or wire.is_lost:
+            wire = await self._connect()
+        return await wire.send(commands)
 
     async def _connect(self) -> _Wire:
         """One attempt at a time, whoever of those that wait for it is cancelled."""
@@ -148,7 +161,9 @@ class Link:
     async def _open(self) -> _Wire:
         async with asyncio.timeout(self._timeout_s):
             address = self._address
-            _, wire = await asyncio.get_running_loop().create_connection(_Wire, address.host, address.port)
+            _, wire = await asyncio.get_running_loop().create_connection(
+                lambda: _Wire(self._timeout_s), address.host, address.port
+            )
             if address.greeting:
                 for reply in await wire.send(address.greeting):
                     if isinstance(reply, ResponseError):

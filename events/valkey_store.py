@@ -15,6 +15,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Collection, Sequence
+from functools import lru_cache
 from importlib.resources import files
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -486,14 +487,20 @@ class ValkeyEventStore:
             raise translate(error, tenant, 0) from error
 
 
+@lru_cache(maxsize=10_000)
+def _append_keys(tenant: str) -> tuple[str, ...]:
+    tag = slice_tag(slice_of(tenant))
+    return (
+        f"{tag}:log:{tenant}", f"{tag}:meta:{tenant}", f"{tag}:replies:{tenant}", f"{tag}:streams:{tenant}",
+        f"{tag}:timers", f"{tag}:appends", f"{tag}:tenants", tenant,
+    )  # fmt: skip
+
+
 def _append_args(request: Append) -> list[Any]:
-    tenant, tag = request.tenant, slice_tag(slice_of(request.tenant))
     entries, streams = _log_entries(request.entries), _positions(request)
     args: list[Any] = [
-        "FCALL", "tenantry_v2_append", 7,
-        f"{tag}:log:{tenant}", f"{tag}:meta:{tenant}", f"{tag}:replies:{tenant}", f"{tag}:streams:{tenant}",
-        f"{tag}:timers", f"{tag}:appends", f"{tag}:tenants",
-        tenant, request.epoch, request.expected_position, request.previous_hash, request.entries[-1].hash,
+        "FCALL", "tenantry_v2_append", 7, *_append_keys(request.tenant),
+        request.epoch, request.expected_position, request.previous_hash, request.entries[-1].hash,
         REPLY_TTL_S * 1000, request.status, request.placement,
         "" if request.next_timer_us is None else request.next_timer_us,
         len(request.commands), len(entries), len(streams),
@@ -502,31 +509,38 @@ def _append_args(request: Append) -> list[Any]:
         args += (command.command_id, command.body_hash + command.reply)
     for events in entries:
         args += (len(events) // 2, _encode(events))
-    for stream, (version, positions) in streams.items():
-        args += (stream, version, positions)
+    for stream in streams:
+        args += stream
     return args
 
 
 def _log_entries(entries: Sequence[Entry]) -> list[list[bytes]]:
     """Events as they go into the log: record, hash, record, hash ... of neighbours that share an entry."""
-    groups: list[list[bytes]] = [[]]
-    size = 0
-    for entry in entries:
-        size += len(entry.record)
-        if groups[-1] and (size > _ENTRY_BYTES_MAX or len(groups[-1]) >= 2 * _ENTRY_EVENTS_MAX):
-            groups.append([])
-            size = len(entry.record)
-        groups[-1] += (entry.record, entry.hash)
+    groups: list[list[bytes]] = []
+    for start in range(0, len(entries), _ENTRY_EVENTS_MAX):
+        part = entries[start : start + _ENTRY_EVENTS_MAX]
+        if sum([len(entry.record) for entry in part]) <= _ENTRY_BYTES_MAX or len(part) == 1:
+            groups.append([text for entry in part for text in (entry.record, entry.hash)])
+        else:  # large events share with fewer
+            middle = len(part) // 2
+            groups += _log_entries(part[:middle]) + _log_entries(part[middle:])
     return groups
 
 
-def _positions(request: Append) -> dict[str, tuple[int, bytes]]:
+def _positions(request: Append) -> list[tuple[str, int, bytes]]:
     """By stream: its version before the append, and where its new events will be, five bytes each."""
-    found: dict[str, tuple[int, bytes]] = {}
-    for position, entry in enumerate(request.entries, request.expected_position + 1):
-        version, positions = found.get(entry.stream, (entry.version - 1, b""))
-        found[entry.stream] = (version, positions + position.to_bytes(_POSITION_BYTES, "big"))
-    return found
+    entries, position = request.entries, request.expected_position
+    if len({entry.stream for entry in entries}) == 1:  # as most are
+        packed = [at.to_bytes(_POSITION_BYTES, "big") for at in range(position + 1, position + 1 + len(entries))]
+        return [(entries[0].stream, entries[0].version - 1, b"".join(packed))]
+    places: dict[str, list[bytes]] = {}
+    before: dict[str, int] = {}
+    for at, entry in enumerate(entries, position + 1):
+        stream = entry.stream
+        if stream not in places:
+            places[stream], before[stream] = [], entry.version - 1
+        places[stream].append(at.to_bytes(_POSITION_BYTES, "big"))
+    return [(stream, before[stream], b"".join(found)) for stream, found in places.items()]
 
 
 def _pointers(key: bytes, rows: Sequence[tuple[bytes, dict[bytes, bytes]]]) -> tuple[int, list[Pointer]]:

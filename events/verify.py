@@ -4,6 +4,7 @@ import msgspec
 
 from events.codec import GENESIS, decode_event, decode_record, next_hash
 from events.errors import ChainBrokenError, NotFoundError, PlatformError
+from events.scan import scan
 from events.sealing import WITHOUT_KEY
 from events.store import EventStore
 
@@ -26,20 +27,15 @@ async def verify(store: EventStore, tenant: str) -> Verified:
         raise NotFoundError("tenant", tenant)
     position, previous, epoch = 0, GENESIS, 0
     versions: dict[str, int] = {}
-    while position < head.position:
-        page = await store.read(tenant, position)
-        if not page:
-            raise ChainBrokenError(tenant, position + 1, f"missing; the log should reach {head.position}")
+    async for page in scan(store, tenant, 0, head.position):
         for stored in page:
             position += 1
-            if stored.position != position:
-                raise ChainBrokenError(tenant, position, f"missing; the next event has position {stored.position}")
             previous = next_hash(previous, stored.record)
             if stored.hash != previous:
                 raise ChainBrokenError(tenant, position, "its hash does not follow from its bytes and the hash before")
             epoch = _check_meaning(tenant, position, stored.record, versions, epoch)
-            if position == head.position and previous != head.hash:
-                raise ChainBrokenError(tenant, position, "its hash is not the one that the store remembers as head")
+    if previous != head.hash:
+        raise ChainBrokenError(tenant, position, "its hash is not the one that the store remembers as head")
     return Verified(tenant, position, previous.hex())
 
 

@@ -48,6 +48,10 @@ class Store(asyncio.Protocol):
         for future in self._waiting:
             future.set_exception(exc or ConnectionResetError())
 
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
     async def call(self, *command: str | int | bytes) -> Any:
         """Raises hiredis.ReplyError where the server says no."""
         assert self._transport is not None
