@@ -64,6 +64,7 @@ OWNERSHIP_TRUSTED_S = 1.0
 # A store that is away for longer is reported to the callers instead of waited for.
 STORE_PATIENCE_S = 15.0
 _RETRY_FIRST_S, _RETRY_MAX_S = 0.05, 1.0
+_REPLAYED_AT_ONCE = 64  # events
 RETRY_AFTER_S_MAX = 10.0
 _SNAPSHOT, _REPLY = "snapshot", "reply"  # what sealed bytes are, so that none is opened as another
 
@@ -516,7 +517,9 @@ class Activation:
 
     async def _catch_up(self) -> None:
         async for page in scan(self._store, self.tenant, self._position):
-            self._replay(page)
+            for first in range(0, len(page), _REPLAYED_AT_ONCE):
+                self._replay(page[first : first + _REPLAYED_AT_ONCE])
+                await asyncio.sleep(0)  # a long log is no reason for the shard's others to wait
 
     def _replay(self, page: Sequence[StoredEvent]) -> None:
         """Fold a page into the state, all of it or nothing. Raises ChainBrokenError where an event does not follow."""
