@@ -198,18 +198,22 @@ class Shard:
                 return
             task = asyncio.create_task(self._leave(hosted), name=f"passivate-{tenant}")
             self._leaving[tenant] = task
-            task.add_done_callback(lambda _: self._leaving.pop(tenant, None))
         await asyncio.shield(self._leaving[tenant])
 
     async def _leave(self, hosted: Hosted) -> None:
         """From the first line's end on, nothing new arrives here: who asks finds nobody, and has it activated anew."""
         activation = hosted.activation
-        await unsubscribe(hosted.subscription)
-        failpoint("drain.mid")
-        await activation.drain()
-        await activation.save_snapshot()
-        failpoint("drain.before_end")
-        activation.end()
+        try:
+            await unsubscribe(hosted.subscription)
+            failpoint("drain.mid")
+            await activation.drain()
+            await activation.save_snapshot()
+            failpoint("drain.before_end")
+            activation.end()
+        finally:
+            # not in a callback of the task: until that has run, ``host`` would wait for a task that is done, which is
+            # not to wait at all, and nothing else in this process would ever run again
+            del self._leaving[activation.tenant]
         log.debug("tenant.passivated tenant=%s position=%s shard=%s", activation.tenant, activation.position, self.name)
         self._say_if_vacant()
 

@@ -24,7 +24,8 @@ ACTIVATE = "supervisor.activate"
 PREPARE = "supervisor.prepare"
 VACANT = "supervisor.vacant"
 KEYS_REVOKED = "keys.revoked"
-WATCHDOG_PERIOD_S = 5.0
+# Deaf or half-open is noticed within 2 x (2 + 5) s, and a server that is merely slow is not taken for that.
+WATCHDOG_PERIOD_S, _WATCHDOG_ANSWER_S = 2.0, 5
 _WATCHDOG_MISSES = 2
 _CONNECT_TIMEOUT_S = 5.0
 
@@ -90,7 +91,7 @@ class Bus:
                 misses = 0
                 continue
             try:
-                await self._client.rtt(timeout=int(WATCHDOG_PERIOD_S))
+                await self._client.rtt(timeout=_WATCHDOG_ANSWER_S)
                 misses = 0
             except (NatsError, TimeoutError) as error:
                 misses += 1

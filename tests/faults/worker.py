@@ -4,11 +4,13 @@ They are forked from a server that has everything imported (``multiprocessing``'
 """
 
 import asyncio
+import faulthandler
 import logging
 import multiprocessing
 import os
 import random
 import signal
+import sys
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -108,6 +110,12 @@ class Worker:
     def resume(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
 
+    def print_tasks(self) -> None:
+        """What it is waiting for goes into its output."""
+        if self._process.is_alive():
+            os.kill(self.pid, signal.SIGUSR2)
+            os.kill(self.pid, signal.SIGUSR1)
+
     async def wait_end(self) -> None:
         await asyncio.to_thread(self._process.join, 60)
 
@@ -146,6 +154,7 @@ def _run(plan: Plan, ready: Connection) -> None:
     os.dup2(output, 1)
     os.dup2(output, 2)
     logging.basicConfig(level=logging.INFO, format="%(relativeCreated)d %(message)s", force=True)
+    faulthandler.register(signal.SIGUSR2, file=2)  # where the loop itself is stuck
     failpoints.arm(plan.failpoints, plan.seed)
     asyncio.run(_serve_shard(plan, ready) if plan.role == "shard" else _serve_projections(plan, ready))
 
@@ -214,4 +223,10 @@ async def _serve_projections(plan: Plan, ready: Connection) -> None:
 def _end_on_sigterm() -> asyncio.Event:
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, _print_tasks)
     return ended
+
+
+def _print_tasks() -> None:
+    for task in asyncio.all_tasks():
+        task.print_stack(limit=4, file=sys.stderr)

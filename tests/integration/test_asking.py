@@ -366,3 +366,24 @@ async def test_an_owner_that_listens_and_never_answers_is_not_waited_for(
     assert ok.position == 1
     assert shard.tenants == [tenant]
     await unsubscribe(stopped)
+
+
+@pytest.mark.timeout(30)
+async def test_a_tenant_asked_for_at_the_moment_it_has_left_comes_back(
+    asker: Asker, shard: Shard, new_tenant: NewTenant
+) -> None:
+    """Between a departure's last step and the callbacks of its task, waiting for it must not spin for ever."""
+    tenant = new_tenant()
+    await create(asker, tenant)
+    leaving = shard._active[tenant].activation
+    on_end, coming_back = leaving._on_end, []
+
+    def ended(ending: activation.Activation) -> None:
+        on_end(ending)
+        coming_back.append(asyncio.create_task(shard.host(tenant)))
+
+    leaving._on_end = ended
+    await shard.release(tenant)
+    await asyncio.gather(*coming_back)
+    assert shard.tenants == [tenant]
+    await asker.ask(tenant, reserve("c1"), actor="test")
