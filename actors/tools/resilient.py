@@ -9,7 +9,7 @@ def book(entry: Entry) -> int: ...  # blocks: runs in one of two threads, and is
 
 import functools
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec, Protocol, TypeVar, cast, overload
 
 from actors.policies.config import PoliciesConfig
@@ -27,9 +27,9 @@ _pipelines: dict[str, tuple[PoliciesConfig, Pipeline]] = {}
 
 class _Decorator(Protocol):
     @overload
-    def __call__(self, function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]: ...
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]: ...
     @overload
-    def __call__(self, function: Callable[P, R]) -> Callable[P, Awaitable[R]]: ...
+    def __call__(self, function: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]: ...
 
 
 def resilient(name: str, *, idempotent: bool = False, **policies: Any) -> _Decorator:
@@ -45,7 +45,7 @@ def resilient(name: str, *, idempotent: bool = False, **policies: Any) -> _Decor
         PolicyRefusal, CallTimeoutError: When called, beside what the function itself raises.
     """
 
-    def decorate(function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+    def decorate(function: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
         is_async = inspect.iscoroutinefunction(function)
         pipeline = _pipeline(name, policies, is_async=is_async)
 

@@ -16,18 +16,30 @@ README = (Path(__file__).parents[2] / "README.md").read_text()
 
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]:
-    with running_platform(tmp_path_factory.mktemp("readme") / "data") as running:
-        yield running
+    """With the tool of "Add a tool", to the letter, and the local model."""
+    directory = tmp_path_factory.mktemp("readme")
+    (directory / "my_tools.py").write_text(block("Add a tool", "python"))
+    (directory / "models.yaml").write_text(block("Add a tool", "yaml"))
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PYTHONPATH", str(directory))
+        with running_platform(directory / "data", "--models", str(directory / "models.yaml")) as running:
+            yield running
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def block(heading: str, language: str) -> str:
+    """The first one below a heading."""
+    section = README.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    return blocks(language, section)[0]
 
 
 @pytest.mark.ray
 @pytest.mark.timeout(300)
 def test_the_ten_lines_with_the_openai_client_print_an_answer(platform: UpProcess) -> None:
-    (program,) = blocks("python")
+    program = block("Run it", "python")
     program = program.replace("http://127.0.0.1:PORT/v1", platform.running.base_url)
     program = re.sub(r'api_key="[^"]+"', f'api_key="{platform.running.demo_key}"', program)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
@@ -40,7 +52,7 @@ def test_the_ten_lines_with_the_openai_client_print_an_answer(platform: UpProces
 def test_the_operators_commands_work_in_the_order_they_stand(platform: UpProcess) -> None:
     commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("uv run tenantry ")]
     commands = [line for line in commands if " up" not in line and " bench" not in line]
-    assert len(commands) == 10
+    assert len(commands) == 12
     for line in commands:
         words = shlex.split(line, comments=True)[3:]
         words = [word for word in words if word != "--follow"]  # without it, the same command ends
@@ -51,6 +63,20 @@ def test_the_operators_commands_work_in_the_order_they_stand(platform: UpProcess
             check=False,
         )
         assert done.returncode == 0, (line, done.stdout, done.stderr)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_a_tool_of_ones_own_is_twenty_lines_and_does_what_they_say(platform: UpProcess) -> None:
+    lines = [line for line in block("Add a tool", "python").splitlines() if line and not line.startswith("#")]
+    assert len(lines) <= 20
+    with platform.admin() as admin:
+        assert [tool["name"] for tool in admin.get("/tools").raise_for_status().json()["data"]] == ["weather"]
+        admin.put("/tenants/demo/tools", json={"allowed": ["weather"]}).raise_for_status()
+        called = admin.post("/tenants/demo/tools/weather", json={"input": {"city": "Oslo"}}).raise_for_status().json()
+        assert (called["output"], called["cost_usd"]) == ({"city": "Oslo", "degrees": -3}, "0.000001")
+        refused = admin.post("/tenants/demo/tools/weather", json={"input": {"city": "Atlantis"}})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (422, "unknown_city")
 
 
 def test_the_two_commands_are_there_to_the_letter() -> None:

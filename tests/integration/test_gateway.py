@@ -43,7 +43,8 @@ def models_of(upstream: FakeUpstream) -> ModelsFile:
         for name in BEHAVIOURS
     ]
     away = Model(name="m-away", upstreams=(Upstream(base_url="http://127.0.0.1:1/v1", model="ok"),), price=price)
-    return ModelsFile(models=(*models, away))
+    tool = {"name": "mock", "adapter": "tests.kit.fakes:MockTool", "bulkhead": 5}
+    return ModelsFile(models=(*models, away), tools=(tool,))
 
 
 class World:
@@ -540,3 +541,48 @@ async def test_a_reservation_whose_gateway_died_is_booked_when_it_expires(world:
     await world.asker.ask(world.tenant, FireTimers(), actor="supervisor")
     used = await world.usage()
     assert (used["requests"], used["unknown"], used["cost_usd"]) == (1, 1, "0.0000007")
+
+
+async def test_an_operator_sees_tools_allows_them_and_calls_one_as_runs_do(world: World) -> None:
+    (row,) = (await world.admin.get("/tools")).json()["data"]
+    assert (row["name"], row["adapter"], row["bulkhead"]) == ("mock", "tests.kit.fakes:MockTool", 5)
+    url, once = f"/tenants/{world.tenant}/tools", {"idempotency-key": "order-7"}
+    refused = await world.admin.post(f"{url}/mock", json={"input": {"n": 1}})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "tool_not_allowed")
+    typo = await world.admin.put(url, json={"allowed": ["mokc"]})
+    assert typo.status_code == 404
+    allowed = await world.admin.put(url, json={"allowed": ["mock"]})
+    assert allowed.json()["allowed"] == ["mock"]
+    called = await world.admin.post(f"{url}/mock", json={"input": {"n": 1}}, headers=once)
+    again = await world.admin.post(f"{url}/mock", json={"input": {"n": 1}}, headers=once)
+    assert called.json()["output"] == {"ok": True}
+    assert called.headers["x-tenantry-position"] == str(called.json()["position"])
+    assert (called.json()["call_id"], again.json()["repeated"]) == (again.json()["call_id"], True)
+    assert (await world.event_types())[-5:] == [
+        "tools.allowed.v1",
+        *("tool.called.v1", "tool.succeeded.v1") * 2,
+    ]
+    assert (await world.admin.get(url)).json()["calls_open"] == []
+
+
+async def test_calls_of_tools_that_can_not_be_are_explained(world: World) -> None:
+    await world.admin.put(f"/tenants/{world.tenant}/tools", json={"allowed": ["mock"]})
+    for url, body, status in (
+        (f"/tenants/{world.tenant}/tools/nothing", {}, 404),
+        ("/tenants/nobody-here/tools/mock", {}, 404),
+        ("/tenants/NOT AN ID/tools/mock", {}, 404),
+        (f"/tenants/{world.tenant}/tools/mock", {"input": []}, 400),
+        (f"/tenants/{world.tenant}/tools/mock", {"inptu": {}}, 400),
+        (f"/tenants/{world.tenant}/tools/mock", {"timeout_s": 0}, 400),
+    ):
+        answer = await world.admin.post(url, json=body)
+        assert answer.status_code == status, answer.text
+        assert answer.json()["error"]["message"]
+
+
+async def test_a_suspended_tenant_calls_no_tool(world: World) -> None:
+    url = f"/tenants/{world.tenant}"
+    await world.admin.put(f"{url}/tools", json={"allowed": ["mock"]})
+    assert (await world.admin.post(f"{url}/suspend", json={"reason": "unpaid"})).is_success
+    refused = await world.admin.post(f"{url}/tools/mock", json={})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "tenant_suspended")
