@@ -122,8 +122,11 @@ class ModelClient:
     async def stream(self, upstream: Upstream, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Chunks as they come. Ends where the upstream says [DONE]; raises where it ends without."""
         async with self._post(upstream, body) as response:
-            buffer = b""
+            buffer, size = b"", 0
             async for data in response.content.iter_any():
+                size += len(data)
+                if size > _ANSWER_BYTES_MAX:
+                    raise _broke_off(upstream, ValueError("a stream larger than 32 MiB"))
                 buffer = (buffer + data).replace(b"\r\n", b"\n")
                 *events, buffer = buffer.split(b"\n\n")
                 if len(buffer) > _SSE_EVENT_BYTES_MAX:

@@ -90,6 +90,25 @@ async def test_garbage_is_an_error_and_no_answer(body: str, stream: bool) -> Non
     await runner.cleanup()
 
 
+async def test_a_stream_without_end_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actors.tools.model._ANSWER_BYTES_MAX", 100_000)
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:
+            await response.write(b'data: {"choices": []}\n\n' * 100)
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", handle)
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    with pytest.raises(ToolOutcomeUnknownError):
+        await ask(f"http://127.0.0.1:{runner.addresses[0][1]}/v1", "ok", stream=True)
+    await runner.cleanup()
+
+
 async def test_a_cancelled_call_ends_the_servers_work(upstream: FakeUpstream) -> None:
     seen = asyncio.Event()
     context = ToolContext("acme", "c", on_delta=lambda _: seen.set())
