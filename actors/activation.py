@@ -30,7 +30,7 @@ from events.codec import (
     encode_data,
     next_hash,
 )
-from events.envelope import Envelope, Failed, Ok, Reply, decode_envelope, encode, moved_reply, reply_for
+from events.envelope import DEFECT, Envelope, Failed, Ok, Reply, decode_envelope, encode, moved_reply, reply_for
 from events.errors import (
     ChainBrokenError,
     CommandIdReusedError,
@@ -375,7 +375,7 @@ class Activation:
             return self._without_events(draft, request, reply_for(refusal))
         except Exception:  # pure code has failed: a defect, which one tenant's command must not turn into an outage
             log.exception("tenant.decide_failed tenant=%s command=%s", self.tenant, type(request.command).__name__)
-            return self._without_events(draft, request, Failed("internal_error", "the command could not be decided"))
+            return self._without_events(draft, request, Failed(DEFECT, "the command could not be decided"))
         reply = Ok(result, self._position + len(draft.records) + len(events))
         if not events:
             return self._without_events(draft, request, reply)

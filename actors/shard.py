@@ -9,6 +9,7 @@ from collections.abc import Coroutine
 import msgspec
 
 from actors.activation import Activation, Respond
+from actors.batches import Batches
 from actors.commit import Committer
 from actors.fairness import Share
 from events.bus import ACTIVATE, PREPARE, VACANT, Bus, NoOneListensError, Subscription, ask_subject, unsubscribe
@@ -102,13 +103,14 @@ class Shard:
     async def _activate(self, tenant: str) -> None:
         async with self._activations:
             await self._make_room()
+            batches = Batches(self._respond)
             activation = Activation(
                 tenant,
                 self._store,
                 self._committer,
                 self._share,
                 self._clock,
-                self._respond,
+                batches.respond,
                 self._ended,
                 self._serves,
                 self._misplaced,
@@ -116,7 +118,7 @@ class Shard:
             )
             await activation.start()
             failpoint("activation.after_load_before_subscribe")
-            subscription = await self._bus.subscribe(ask_subject(tenant), activation.deliver)
+            subscription = await self._bus.subscribe(ask_subject(tenant), batches.unpack(activation.deliver))
             failpoint("activation.after_subscribe_before_register")
         if activation.has_ended:  # fenced before it was even registered
             await unsubscribe(subscription)

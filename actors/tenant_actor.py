@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from actors.shard import Limits, Shard
 from events.clock import SystemClock
 from events.errors import NotServedError, PlatformError
-from events.process import Connect
+from events.process import Connect, end_when_stuck
 from events.store import Placement
 
 _HOST_ANSWERS_AFTER_S = 1.0
@@ -18,6 +18,7 @@ class TenantActor:
     def __init__(self, name: str, serves: Placement, connect: Connect, limits: Limits) -> None:
         self._name, self._serves, self._connect, self._limits = name, serves, connect, limits
         self._opening: asyncio.Task[Shard] | None = None
+        self._watching: asyncio.Task[None] | None = None
 
     async def _shard(self) -> Shard:
         """Opened on the first call, because a constructor of an async actor can't await."""
@@ -26,6 +27,7 @@ class TenantActor:
         return await asyncio.shield(self._opening)
 
     async def _open(self) -> Shard:
+        self._watching = asyncio.create_task(end_when_stuck())
         connections = await self._connect(f"shard-{self._name}")
         return Shard(
             self._name, self._serves, connections.store, connections.bus, SystemClock(), connections.keys, self._limits

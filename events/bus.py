@@ -1,6 +1,6 @@
 """NATS, with what nats-py 2.16 needs around it to be trusted.
 
-Subjects: ``ask.t.<tenant>`` (commands, request/reply), ``supervisor.*``, ``live.<tenant>.<kind>``
+Subjects: ``ask.t.<tenant>`` (commands, request/reply), ``tell.…`` and ``dead.…`` (durable: ``events.inbox``), ``supervisor.*``, ``live.<tenant>.<kind>``
 (hints, best effort), ``keys.revoked``. Tenant ids are checked before they get here, so none can hold a wildcard.
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Self
 
 from nats.errors import Error as NatsError
+from nats.js import JetStreamContext
 
 from events.errors import BusUnavailableError
 from events.nats_client import DirectClient, Handler, NoOneListensError, Subscription
@@ -28,6 +29,7 @@ KEYS_REVOKED = "keys.revoked"
 WATCHDOG_PERIOD_S, _WATCHDOG_ANSWER_S = 2.0, 5
 _WATCHDOG_MISSES = 2
 _CONNECT_TIMEOUT_S = 5.0
+_JETSTREAM_TIMEOUT_S = 5.0
 
 
 def ask_subject(tenant: str) -> str:
@@ -101,6 +103,15 @@ class Bus:
     @property
     def is_connected(self) -> bool:
         return self._client.is_connected
+
+    @property
+    def client(self) -> DirectClient:
+        """For what reads streams (``events.pull``)."""
+        return self._client
+
+    def jetstream(self) -> JetStreamContext:
+        """Durable streams; ``events.inbox`` puts the platform's errors around it."""
+        return self._client.jetstream(timeout=_JETSTREAM_TIMEOUT_S)
 
     async def request(self, subject: str, data: bytes, timeout_s: float) -> bytes:
         """

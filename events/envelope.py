@@ -23,6 +23,14 @@ class Envelope(msgspec.Struct, frozen=True, array_like=True):
     body: msgspec.Raw
 
 
+class Batch(msgspec.Struct, frozen=True, array_like=True, tag="batch"):
+    """Encoded envelopes for one tenant that are to be decided in this order, as one message. It is answered by one message,
+    an array of encoded replies in the same order; where a reply is missing, there is no answer at all.
+    """
+
+    envelopes: list[bytes]
+
+
 class Ok(msgspec.Struct, frozen=True, array_like=True, tag="ok"):
     """The command's events are durable up to ``position``; ``result`` is plain data."""
 
@@ -51,10 +59,29 @@ MOVED = "moved"
 moved_reply = Failed(MOVED, "the tenant is served elsewhere now: ask again")
 
 Reply = Ok | Refused | Failed
+DEFECT = "internal_error"  # the code of a command whose deciding raised what nobody expected
 
 _encoder = msgspec.msgpack.Encoder()
 _reply_decoder: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
 _envelope_decoder = msgspec.msgpack.Decoder(Envelope)
+
+
+_batch_decoder = msgspec.msgpack.Decoder(Batch)
+_replies_decoder = msgspec.msgpack.Decoder(list[bytes])
+_BATCH_START = _encoder.encode(Batch([]))[:-1]  # an envelope begins otherwise
+
+
+def is_batch(data: bytes) -> bool:
+    return data.startswith(_BATCH_START)
+
+
+def decode_batch(data: bytes) -> Batch:
+    """Raises msgspec.DecodeError (or ValidationError) where the bytes are not a batch."""
+    return _batch_decoder.decode(data)
+
+
+def decode_replies(data: bytes) -> list[Reply]:
+    return [decode_reply(reply) for reply in _replies_decoder.decode(data)]
 
 
 def encode(value: object) -> bytes:

@@ -163,6 +163,23 @@ class OverloadedError(Refusal):
         )
 
 
+class QueueFullError(Refusal):
+    """The tenant's queue holds as many commands as it may: they are told faster than they are decided."""
+
+    code = "rate_limited"
+    retry_after_s = 5.0
+
+    def __init__(self, tenant: str, waiting: int) -> None:
+        super().__init__(tenant, waiting)
+        self.tenant, self.waiting = tenant, waiting
+
+    def __str__(self) -> str:
+        return (
+            f"tenant {self.tenant!r} has {self.waiting} commands queued already, which is its limit: "
+            f"retry after {self.retry_after_s:g} s"
+        )
+
+
 class TransientError(PlatformError):
     """Nothing is wrong with the request: try later."""
 

@@ -47,6 +47,11 @@ POINTS = {
     "drain.before_end": "drained and snapshotted, still registered",
     "proj.before_txn": "a page of events is read, the read model untouched",
     "proj.after_txn": "read model and checkpoint are written, the runner does not know yet",
+    "relay.before_ask": "told commands are in hand, their tenant is not yet asked",
+    "relay.after_reply_before_record": "the tenant has answered told commands, refusals are not on record",
+    "relay.after_record_before_ack": "all outcomes are on record, the queue does not know",
+    "relay.mid_acks": "of told commands that are done one is acknowledged",
+    "relay.after_burial_before_ack": "a dead letter is written, its command still in the queue",
     "supervisor.before_host": "a tenant is asked for, its actor is not yet told",
 }
 

@@ -20,6 +20,7 @@ from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
 log = logging.getLogger(__name__)
 
 Handler = Callable[[bytes, str], None]  # data, subject to reply to ("" where no reply is wanted)
+RawHandler = Callable[[bytes, bytes, str, bytes | None], None]  # subject, data, subject to reply to, headers
 
 _UNSENT_BYTES_MAX = 16 * 1024 * 1024  # a server that reads nothing for so long is as good as away
 _INVALID_SUBJECT = re.compile(r"[\s\x00]")
@@ -50,6 +51,19 @@ class Subscription:
             await self._client.leave(self.number)
         finally:
             self._client.forget(self.number)
+
+
+class RawSubscription(Subscription):
+    """One whose handler also sees subject and headers: statuses of JetStream are nothing else."""
+
+    __slots__ = ("_raw_handler",)
+
+    def __init__(self, client: "DirectClient", number: int, subject: str, handler: RawHandler) -> None:
+        super().__init__(client, number, subject, lambda _data, _reply: None)
+        self._raw_handler = handler
+
+    def receive(self, subject: bytes, data: bytes, reply: str, headers: bytes | None) -> None:
+        self._raw_handler(subject, data, reply, headers)
 
 
 class _Inbox(Subscription):
@@ -185,6 +199,13 @@ class DirectClient(Client):
             raise ConnectionClosedError
         self._sid += 1
         subscription = Subscription(self, self._sid, subject, handler)
+        self._register(subscription, subject)
+        return subscription
+
+    def listen_raw(self, subject: str, handler: RawHandler) -> Subscription:
+        """As ``listen``; the handler gets subject, data, subject to reply to, and headers as they came."""
+        self._sid += 1
+        subscription = RawSubscription(self, self._sid, subject, handler)
         self._register(subscription, subject)
         return subscription
 

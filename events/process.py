@@ -1,5 +1,7 @@
 """Processes of the platform: how an actor gets one, what it is handed, and what it does when it goes deaf."""
 
+import asyncio
+import faulthandler
 import logging
 import os
 from collections.abc import Awaitable, Callable
@@ -14,6 +16,7 @@ from events.store import EventStore
 
 NAMESPACE = "tenantry"  # the Ray namespace of all actors
 _CONCURRENCY_MAX = 1_000
+STUCK_AFTER_S = 30.0
 
 
 class Connections(msgspec.Struct, frozen=True):
@@ -31,6 +34,22 @@ def end_process() -> None:
     """A process that can't hear any more is worth less than none: Ray starts a new one, which replays and goes on."""
     logging.getLogger(__name__).critical("process.deaf pid=%s: ending it, Ray starts another", os.getpid())
     os._exit(70)
+
+
+async def end_when_stuck(after_s: float = STUCK_AFTER_S) -> None:
+    """For ever, as a task of its own: a process whose event loop has not come round for that long is ended, with what it
+    was doing on standard error. Its tenants get another, and the command that it is stuck in is found out by its relay.
+
+    The clock runs in C, without the interpreter's lock, so that a regular expression without end is caught, too.
+    """
+    try:
+        while True:
+            faulthandler.dump_traceback_later(
+                after_s, exit=True
+            )  # anew each time: only a loop that is stuck lets it run out
+            await asyncio.sleep(1.0)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def detached_actor(kind: type, name: str, *args: object) -> Any:

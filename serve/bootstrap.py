@@ -3,13 +3,16 @@
 from collections.abc import Callable
 
 from actors.archiver_actor import start_archiver
+from actors.relay_actor import RelayConnections, start_relays
 from actors.shard import Limits
 from actors.supervision.root import start_root_supervisor
 from events import failpoints
 from events.archive import Archive, Policy
 from events.archiver import Archiver
 from events.bus import Bus
+from events.inbox import Inbox
 from events.keys import Keys, parse_master_keys
+from events.outcomes import Outcomes
 from events.process import Connections, end_process
 from events.slices import SLICE_COUNT
 from events.valkey_store import ValkeyEventStore, connect
@@ -64,6 +67,17 @@ async def open_connections(name: str) -> Connections:
     return Connections(await open_store(settings), await open_bus(settings, name), keys)
 
 
+def open_outcomes(settings: Settings) -> Outcomes:
+    return Outcomes(connect(settings.valkey_url, timeout_s=_SOCKET_TIMEOUT_S))
+
+
+async def open_relay(name: str) -> RelayConnections:
+    settings = Settings.from_environment()
+    bus = await open_bus(settings, name)
+    inbox = Inbox(bus, settings.tell_queue_max)
+    return RelayConnections(await open_store(settings), bus, inbox, open_outcomes(settings))
+
+
 async def open_models(keys: Keys) -> ReadModels:
     return await open_read_models(Settings.from_environment(), keys)
 
@@ -80,6 +94,7 @@ def start_actors(settings: Settings) -> Callable[[], None]:
     """
     limits = Limits(settings.idle_after_s, settings.active_tenants_max)
     wait_until_listening = start_root_supervisor(open_connections, settings.pool_shards, limits)
+    start_relays(open_relay, settings.relays)
     start_projections(open_connections, open_models, range(SLICE_COUNT))
     if settings.archive_url:
         start_archiver(open_archiver, settings.archive_period_s)

@@ -14,7 +14,11 @@ from actors.tools.model import ModelClient
 from actors.tools.registry import Registry
 from actors.tools.runner import Tools
 from events.ask import Asker
+from events.clock import SystemClock
+from events.dead_letters import DeadLetters
 from events.errors import KeyRefusedError, PlatformError
+from events.inbox import Inbox
+from events.tell import Teller
 from serve import bootstrap, openapi
 from serve.admin import commands, router
 from serve.admin.routes import POSITION_MAX, Svc
@@ -149,8 +153,24 @@ class Gateway:
         doors = bootstrap.open_doors(settings)
         tools = Tools(asker, Registry(tool_configs(settings.models)))
         app = build_app(settings.body_bytes_max)
+        inbox, outcomes = Inbox(bus, settings.tell_queue_max), bootstrap.open_outcomes(settings)
         app.state.services = Services(
-            settings, store, vault, keys, models, bus, asker, tenants, authenticator, model_client, doors, tools
+            settings,
+            store,
+            vault,
+            keys,
+            models,
+            bus,
+            asker,
+            tenants,
+            authenticator,
+            model_client,
+            doors,
+            tools,
+            inbox,
+            Teller(inbox),
+            outcomes,
+            DeadLetters(inbox, outcomes, SystemClock()),
         )
         chat = ChatEndpoint(
             {model.name: model for model in settings.models.models},
@@ -192,6 +212,7 @@ class Gateway:
         await services.model_client.close()
         await services.bus.close()
         await services.models.close()
+        await services.outcomes.close()
         await services.doors.close()
         await services.vault.close()
         await services.store.close()

@@ -98,11 +98,14 @@ class ServerSpec(msgspec.Struct, frozen=True):
 
 
 def nats_spec(data_dir: Path, port: int, user: str, password: str) -> ServerSpec:
+    """A message that is acknowledged is on disk, because a command that was told is answered 202 then. (By default
+    nats-server syncs every two minutes, and the machine's power is the limit of its word.)
+    """
     directory = data_dir / "nats"
     config = f"""\
 listen: {LOOPBACK}:{port}
 server_name: tenantry
-jetstream {{ store_dir: {_quoted(directory / "jetstream")} }}
+jetstream {{ store_dir: {_quoted(directory / "jetstream")}, sync_interval: always }}
 authorization {{ user: {_quoted(user)}, password: {_quoted(password)} }}
 """
     binary = shutil.which("nats-server", path=sysconfig.get_path("scripts")) or shutil.which("nats-server")

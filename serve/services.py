@@ -6,7 +6,11 @@ from actors.tools.model import ModelClient
 from actors.tools.runner import Tools
 from events.ask import Asker
 from events.bus import Bus
+from events.dead_letters import DeadLetters
+from events.inbox import Inbox
 from events.keys import Keys
+from events.outcomes import Outcomes
+from events.tell import Teller
 from events.valkey_store import ValkeyEventStore
 from events.valkey_vault import ValkeyVault
 from projections.runner import ReadModels
@@ -28,3 +32,7 @@ class Services(msgspec.Struct, frozen=True):
     model_client: ModelClient
     doors: Doors
     tools: Tools
+    inbox: Inbox
+    teller: Teller
+    outcomes: Outcomes
+    dead_letters: DeadLetters

@@ -22,8 +22,10 @@ from pydantic import (
 from actors.tools.upstream import Upstream
 from events import failpoints
 from events.errors import PlatformError
+from events.inbox import QUEUE_MAX
 from events.keys import MasterKeyError, parse_master_keys
 from events.money import Price
+from events.slices import SLICE_COUNT
 
 if TYPE_CHECKING:
     from actors.tools.config import ToolConfig
@@ -83,6 +85,8 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     models: ModelsFile = ModelsFile()
     reads_db: int = 1  # the Valkey database of the read models
     pool_shards: PositiveInt = 1
+    relays: Annotated[int, Field(ge=1, le=SLICE_COUNT)] = 1  # actors that share the queues of all tenants
+    tell_queue_max: PositiveInt = QUEUE_MAX  # commands that may wait in a tenant's queue
     idle_after_s: Annotated[float, Field(ge=0.1)] = 600.0  # a tenant not asked for so long leaves memory
     active_tenants_max: PositiveInt = 20_000  # per actor: beyond it, who was asked least recently leaves memory
     call_timeout_s: Annotated[float, Field(gt=0, le=12 * 3600)] = 600.0  # one model call, from connect to last byte

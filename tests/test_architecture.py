@@ -17,6 +17,7 @@ MAY_IMPORT = {
 TENANT_NOUNS = ["budgets", "calls", "deciding", "keys", "lifecycle", "limits", "prices", "state", "users"]
 PURE = [
     "actors/aggregate.py",
+    "actors/lanes.py",
     "actors/policies/breaker.py",
     "actors/policies/bulkhead.py",
     "actors/policies/config.py",

@@ -1,6 +1,20 @@
 """``/admin/v1``: what an operator does to tenants. Admin key only. One module per noun; each hangs its routes on a router."""
 
-from serve.admin import archive, budgets, calls, keys, limits, log, platform, prices, spend, tenants, tools, users
+from serve.admin import (
+    archive,
+    budgets,
+    calls,
+    inbox,
+    keys,
+    limits,
+    log,
+    platform,
+    prices,
+    spend,
+    tenants,
+    tools,
+    users,
+)
 from serve.admin.routes import commands, router
 
 __all__ = [
@@ -8,6 +22,7 @@ __all__ = [
     "budgets",
     "calls",
     "commands",
+    "inbox",
     "keys",
     "limits",
     "log",

@@ -6,7 +6,7 @@ from typing import NoReturn
 import typer
 
 from events.errors import PlatformError
-from serve.cli import bench, log, platform, transfer, usage
+from serve.cli import bench, inbox, log, platform, transfer, usage
 from serve.cli.archive import archive
 from serve.cli.budgets import budgets
 from serve.cli.calls import calls
@@ -41,6 +41,9 @@ app.command()(usage.spend)
 app.command()(log.verify)
 app.command("export")(transfer.export_tenant)
 app.command("import")(transfer.import_tenant)
+app.command()(inbox.tell)
+app.command()(inbox.outcome)
+app.add_typer(inbox.dead_letters, name="dlq")
 app.command()(platform.doctor)
 app.command()(platform.gateways)
 app.command()(bench.bench)

@@ -20,8 +20,9 @@ from tests.bench import bare_app, tenants
 from tests.bench.asks import IN_FLIGHT, Load, Send, ceiling_senders, drive, event_bytes, our_senders
 from tests.bench.http_commands import Commands
 from tests.bench.programs import environment_kept, platform
-from tests.bench.responder import Responder
+from tests.bench.responder import Responder, open_store
 from tests.bench.results import Pairs, Say
+from tests.bench.tells import CeilingQueue, Fetcher, Latencies, OurQueue
 
 TENANT = "bench"
 _REPEATS = 5
@@ -90,6 +91,8 @@ async def _measure(rows: Sequence[str], stage: Stage) -> list[dict[str, Any]]:
         asks = [row for row in rows if row in _ASK_ROWS]
         if asks:
             results += await _measure_asks(asks, stage, bus, store)
+        if tells := [row for row in rows if row in _TELL_ROWS]:
+            results += await _measure_tells(tells, stage, bus, store)
         if "http_command" in rows:
             results.append(await _measure_http(stage, store))
         if wanted := [row for row in rows if row in tenants.ROWS]:
@@ -124,6 +127,46 @@ async def _measure_ask(row: str, stage: Stage, ours: Sequence[Send], ceilings: S
         return figure(await drive(senders[:in_flight], _MEASURE_S))
 
     return await _by_turns(row, stage, lambda: load(ours), lambda: load(ceilings))
+
+
+_TELL_ROWS: dict[str, Callable[[Latencies], float]] = {
+    "tell_throughput": lambda _: 0.0,
+    "tell_latency": lambda found: found.p50_us,
+    "tell_latency_p99": lambda found: found.p99_us,
+}
+
+
+async def _measure_tells(rows: Sequence[str], stage: Stage, bus: Bus, store: ValkeyEventStore) -> list[dict[str, Any]]:
+    import ray
+
+    ours = OurQueue(bus, store, TENANT)
+    await ours.latencies()
+    size = await event_bytes(store, TENANT)
+    stage.say(f"an event of ours has {size} bytes: the ceiling appends as many")
+    kind: Any = ray.remote(Fetcher)
+    fetcher = kind.options(num_cpus=0, max_concurrency=100).remote(stage.running.nats_url, stage.running.valkey_url)
+    ceiling = CeilingQueue(bus, fetcher, await open_store(stage.running.valkey_url), size)
+    await ceiling.prepare(size)
+    await ceiling.drain()
+    results = []
+    if "tell_throughput" in rows:
+        results.append(await _by_turns("tell_throughput", stage, ours.drain, ceiling.drain))
+    if latencies := [row for row in rows if row != "tell_throughput"]:
+        results += await _measure_tell_latencies(latencies, stage, ours, ceiling)
+    return results
+
+
+async def _measure_tell_latencies(
+    rows: Sequence[str], stage: Stage, ours: OurQueue, ceiling: CeilingQueue
+) -> list[dict[str, Any]]:
+    pairs = {row: Pairs(row, stage.say) for row in rows}
+    for _ in range(_REPEATS):
+        mine = await ours.latencies()
+        await stage.projected()
+        least = await ceiling.latencies()
+        for row, pair in pairs.items():
+            pair.add(_TELL_ROWS[row](mine), _TELL_ROWS[row](least))
+    return [pair.verdict() for pair in pairs.values()]
 
 
 async def _measure_http(stage: Stage, store: EventStore) -> dict[str, Any]:

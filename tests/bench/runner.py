@@ -7,7 +7,8 @@ from tests.bench import live, starts, store, tenants
 from tests.bench.programs import guarded
 from tests.bench.results import Say, chosen
 
-_LIVE = ("ask_throughput", "ask_latency", "http_command", *tenants.ROWS)
+_TELLS = ("tell_throughput", "tell_latency", "tell_latency_p99")
+_LIVE = ("ask_throughput", "ask_latency", *_TELLS, "http_command", *tenants.ROWS)
 _STARTS = ("startup", "memory_idle")
 
 

@@ -145,6 +145,16 @@ def test_an_operator_can_do_all_from_the_command_line(platform: UpProcess) -> No
     with pytest.raises(openai.AuthenticationError):
         platform.client(key["key"]).chat.completions.create(model=LOCAL_MODEL, messages=ask("Hi"))
     assert "does not exist" in tenantry(platform, "tenant", "show", "nobody", expect=1)
+    told = json.loads(tenantry(platform, "tell", "doe", "budget.set", "limit_nano_usd=7", "window=day", "--json"))
+    wait_until(
+        lambda: (
+            '"done"'
+            in tenantry(platform, "outcome", "doe", told["command_id"], "--queued", str(told["queued"]), "--json")
+        ),
+        "it is done",
+    )
+    assert tenantry(platform, "dlq", "list").split() == ["tenant", "id", "cause", "attempts", "died", "message"]
+    assert "does not exist" in tenantry(platform, "dlq", "discard", "doe", "no-letter", "--yes", expect=1)
     doctor = tenantry(platform, "doctor")
     assert doctor.count("ok  ") >= 6
     assert "FAIL" not in doctor
@@ -226,6 +236,38 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
     while not condition():
         assert time.monotonic() < ends, f"not in {RECOVERY_S:g} s: {what}"
         time.sleep(0.05)  # the load's own thread counts; there is nothing to wait on
+
+
+def test_queued_commands_survive_the_death_of_whoever_relays_or_keeps_them(
+    platform: UpProcess, admin: httpx.Client
+) -> None:
+    """The relay and the broker are killed while commands are told; each happens once, in the order of their numbers."""
+    new_tenant(admin, "told")
+    queued: dict[int, int] = {}
+    for number in range(1, 61):
+        if number in (20, 40):
+            os.kill(platform.pid_of("ray::RelayActor" if number == 20 else "nats-server"), signal.SIGKILL)
+        command = {"type": "budget.set", "limit_nano_usd": number, "window": "total"}
+        key = {"idempotency-key": f"told-{number}"}
+        wait_until(lambda: _accepted(admin, command, key, queued, number), f"command {number} is accepted")  # noqa: B023
+    in_order = [number for _, number in sorted(queued.items())]
+    wait_until(lambda: _budgets(admin, "told") == in_order, "all have happened")
+
+
+def _accepted(
+    admin: httpx.Client, command: dict[str, Any], key: dict[str, str], queued: dict[int, int], number: int
+) -> bool:
+    told = admin.post("/tenants/told/commands", json=command, headers=key)
+    if told.status_code != 202:
+        assert told.status_code in (503, 504), told.text
+        return False
+    queued[told.json()["queued"]] = number
+    return True
+
+
+def _budgets(admin: httpx.Client, tenant: str) -> list[int]:
+    events = admin.get(f"/tenants/{tenant}/events", params={"limit": 1000}).json()["data"]
+    return [event["data"]["limit_nano_usd"] for event in events if event["type"] == "budget.set.v1"]
 
 
 def test_serves_own_headers_have_no_effect(platform: UpProcess) -> None:

@@ -75,6 +75,7 @@ PASSES = {
 RARE = {"actor.after_dedupe_read": 3}
 ELSEWHERE = {
     "gw": "tests/faults/test_gateway_crash.py",
+    "relay": "tests/faults/test_inbox.py",
     "supervisor": "tests/faults/test_ray_faults.py",
 }
 
