@@ -50,7 +50,7 @@ from events.failpoints import failpoint
 from events.keys import Keys
 from events.scan import scan
 from events.sealing import WITHOUT_KEY, Cipher, open_bytes, seal_bytes
-from events.store import Append, Appended, CommandResult, EventStore, Head, Known, Placement, Snapshot
+from events.store import REPLY_SEAL, Append, Appended, CommandResult, EventStore, Head, Known, Placement, Snapshot
 from events.timers import FireTimers
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ STORE_PATIENCE_S = 15.0
 _RETRY_FIRST_S, _RETRY_MAX_S = 0.05, 1.0
 _REPLAYED_AT_ONCE = 64  # events
 RETRY_AFTER_S_MAX = 10.0
-_SNAPSHOT, _REPLY = "snapshot", "reply"  # what sealed bytes are, so that none is opened as another
+_SNAPSHOT, _REPLY = "snapshot", REPLY_SEAL  # what sealed bytes are, so that none is opened as another
 
 Respond = Callable[[str, bytes], None]  # subject to reply to, encoded reply
 

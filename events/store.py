@@ -12,6 +12,7 @@ import msgspec
 from events.codec import Entry, StoredEvent
 from events.errors import TooLargeError
 
+REPLY_SEAL = "reply"  # what a reply with personal data is sealed as
 REPLY_TTL_S = 48 * 3600  # for how long a repeated command gets its first answer
 COMMANDS_MAX = 512
 EVENTS_MAX = 2_048  # the append function is one step for the whole server: keep it short

@@ -13,7 +13,9 @@ from events.dead_letters import DeadLetter
 from events.envelope import Failed, Ok, Refused, Reply, decode_envelope, decode_reply
 from events.errors import NotFoundError
 from events.inbox import COMMAND_ID, tell_subject
+from events.sealing import open_bytes
 from events.slices import TENANT_ID
+from events.store import REPLY_SEAL
 from serve.admin.routes import IdempotencyKey, Svc, command_id_for, router
 from serve.http_errors import HttpError
 from serve.services import Services
@@ -121,7 +123,10 @@ async def outcome(
 async def _outcome(services: Services, tenant: str, command_id: str) -> OutcomeOut | None:
     stored = await services.store.replies(tenant, [command_id])
     if command_id in stored:
-        return _outcome_out(command_id, decode_reply(stored[command_id].reply))
+        cipher = await services.keys.cipher(tenant)
+        reply = open_bytes(cipher, REPLY_SEAL, stored[command_id].reply)
+        # None: the tenant was erased, and with it what it answered
+        return None if reply is None else _outcome_out(command_id, decode_reply(reply))
     found = (await services.outcomes.find(tenant, [command_id])).get(command_id)
     return None if found is None else _outcome_out(command_id, found)
 
