@@ -143,13 +143,23 @@ class Inbox:
             except NotFoundError:
                 continue
 
+    async def counts(self) -> tuple[int, int]:
+        """How many commands of all tenants are queued, and how many dead letters there are. Zero where nothing ever was."""
+        counts = []
+        for stream in (TELL_STREAM, DEAD_STREAM):
+            try:
+                counts.append((await self._call(lambda s=stream: self._jetstream.stream_info(s))).state.messages)  # type: ignore[misc]
+            except NotFoundError:
+                counts.append(0)
+        return counts[0], counts[1]
+
     async def consumers_of(self, slices: range) -> list[ConsumerInfo]:
         """Consumers that serve any of these slices. Empty where there is no stream."""
         try:
             found = await self._call(lambda: self._jetstream.consumers_info(TELL_STREAM))
         except NotFoundError:
             return []
-        return [info for info in found if _slices(info.config) & set(slices)]
+        return [info for info in found if slices_of(info) & set(slices)]
 
     async def create_consumer(self, name: str, slices: range) -> bool:
         """False: another consumer serves some of these slices. The server allows one per message, and so is the judge."""
@@ -236,7 +246,8 @@ def _filter(slices: range) -> dict[str, Any]:
     return {"filter_subjects": [f"tell.{number:03d}.*" for number in slices]}
 
 
-def _slices(config: ConsumerConfig) -> set[int]:
-    subjects = config.filter_subjects or [config.filter_subject or "tell.*.*"]
+def slices_of(info: ConsumerInfo) -> set[int]:
+    """Whose commands a consumer brings."""
+    subjects = info.config.filter_subjects or [info.config.filter_subject or "tell.*.*"]
     tokens = [subject.split(".")[1] for subject in subjects]
     return set(range(SLICE_COUNT)) if "*" in tokens else {int(token) for token in tokens}

@@ -10,6 +10,7 @@ from ray.exceptions import RayError
 from actors.supervision.root import ROOT_NAME
 from events.bus import ACTIVATE, NoOneListensError
 from events.errors import PlatformError
+from events.inbox import slices_of
 from events.process import NAMESPACE
 from events.slices import SLICE_COUNT
 from projections.actor import PROJECTIONS
@@ -69,6 +70,19 @@ async def _lag(services: Services) -> tuple[bool, str]:
     return True, f"read models are {behind} events behind"
 
 
+async def _queues(services: Services) -> tuple[bool, str]:
+    served = {number for info in await services.inbox.consumers_of(range(SLICE_COUNT)) for number in slices_of(info)}
+    waiting, dead = await services.inbox.counts()
+    queued = f"{waiting} commands are queued, {dead} are dead letters (`tenantry dlq list`)"
+    if len(served) < SLICE_COUNT:
+        missing = SLICE_COUNT - len(served)
+        return (
+            False,
+            f"{queued}; nobody relays {missing} of {SLICE_COUNT} slices: look at the log of the actors inbox-relay-*",
+        )
+    return True, queued
+
+
 async def _models(services: Services) -> tuple[bool, str]:
     names = [model.name for model in services.settings.models.models]
     if not names:
@@ -82,6 +96,7 @@ EXAMINATIONS: dict[str, Examination] = {
     "bus": _nats,
     "ray": _ray,
     "read models": _lag,
+    "queues": _queues,
     "models": _models,
 }
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import httpx
 import pytest
@@ -125,6 +126,25 @@ async def test_dead_letters_are_listed_shown_replayed_and_discarded(world: World
     replayed = await world.admin.post(f"/tenants/{tenant}/dead-letters/{rows[1]['id']}/replay")
     assert replayed.status_code == 202, replayed.text
     await until(lambda: _died_again(world, rows[1]["id"]), "it is still rubbish, and dead again")
+
+
+async def test_the_doctor_says_whether_the_queues_are_served(world: World, relay: RelaySwitch) -> None:  # noqa: F811
+    for info in await relay.inbox.consumers_of(range(SLICE_COUNT)):
+        await relay.inbox.delete_consumer(info.name)
+    assert (await _queues(world))["ok"] is False
+    assert "nobody relays 128 of 128 slices" in (await _queues(world))["detail"]
+    relay.on()
+    await until(lambda: _served(world), "the doctor sees the relay")
+
+
+async def _queues(world: World) -> dict[str, Any]:  # noqa: F811
+    findings = (await world.admin.get("/doctor")).json()["findings"]
+    found: dict[str, Any] = next(finding for finding in findings if finding["name"] == "queues")
+    return found
+
+
+async def _served(world: World) -> bool:  # noqa: F811
+    return (await _queues(world))["ok"] is True
 
 
 async def _dead(world: World, count: int) -> bool:  # noqa: F811
