@@ -5,6 +5,7 @@ from typing import Any
 
 from actors.policies.wrappers.build import build_pipeline
 from actors.policies.wrappers.pipeline import Pipeline, counts_as_failure
+from actors.supervision.clients import Resilience
 from actors.tools.adapter import ToolAdapter
 from actors.tools.catalog import adapter_class
 from actors.tools.config import ToolConfig
@@ -23,6 +24,16 @@ def tool_failed(error: BaseException) -> bool | None:
 def own_pipeline(dependency: str, _tenant: str, config: ToolConfig) -> Pipeline:
     """For this process alone."""
     return build_pipeline(dependency, config, counts=tool_failed)
+
+
+def shared_pipelines(resilience: Resilience) -> BuildPipeline:
+    """Breakers and bulkheads of the whole cluster. A tenant with settings of its own has its own of both."""
+
+    def build(dependency: str, tenant: str, config: ToolConfig) -> Pipeline:
+        scoped = config.model_copy(update={"scope": "tenant"}) if tenant else config
+        return resilience.pipeline(dependency, scoped, tenant=tenant, counts=tool_failed)
+
+    return build
 
 
 class Registry:

@@ -9,6 +9,8 @@ import msgspec
 import pytest
 
 from actors.policies.refusals import BreakerOpenError, BulkheadFullError, CallTimeoutError
+from actors.supervision.clients import Resilience
+from actors.supervision.shared import SharedSupervisors
 from actors.tools.adapter import ToolAdapter, ToolCall, ToolContext
 from actors.tools.errors import (
     ToolBrokenError,
@@ -17,9 +19,10 @@ from actors.tools.errors import (
     ToolRefusedError,
     ToolUnavailableError,
 )
-from actors.tools.registry import Registry
+from actors.tools.registry import Registry, shared_pipelines
 from actors.tools.runner import ToolFailedBeforeError, Tools
 from events.ask import Asker
+from events.bus import Bus
 from events.codec import decode_event, decode_record
 from events.errors import CommandRefusedError, NotFoundError
 from events.keys import Keys
@@ -197,6 +200,30 @@ async def test_one_tenants_overrides_are_its_own(world: World) -> None:
 async def test_a_dead_webhook_of_one_tenant_opens_nothing_for_others_where_the_scope_says_so(world: World) -> None:
     registry = world.tools(MockTool(scope="tenant")).registry
     assert registry.pipeline("mock", "one") is not registry.pipeline("mock", "two")
+
+
+async def test_processes_share_a_tools_bulkhead(world: World, bus: Bus) -> None:
+    supervisors = SharedSupervisors(bus, is_first=True)
+    await supervisors.start()
+    processes = [Resilience(bus, f"caller-{number}") for number in range(2)]
+    for process in processes:
+        await process.start()
+    mock = MockTool(bulkhead=1, retry=None, breaker={"calls_min": 1, "window_calls": 1})
+    registries = [Registry(adapters=[mock], build=shared_pipelines(process)) for process in processes]
+    here, there = (Tools(world.asker, registry) for registry in registries)
+    mock.answers.append("hang")
+    holding = asyncio.create_task(world.call(here, "holds"))
+    await asyncio.wait_for(mock.hanging.wait(), 10)
+    with pytest.raises(BulkheadFullError):
+        await world.call(there, "full")
+    holding.cancel()
+    await asyncio.wait([holding])
+    assert len(mock.calls) == 1
+    for tools in (here, there):
+        await tools.close()
+    for process in processes:
+        await process.close()
+    await supervisors.close()
 
 
 async def test_a_cancelled_call_is_recorded_and_lets_go(world: World) -> None:
