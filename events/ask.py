@@ -77,14 +77,17 @@ class Asker:
         """Ask until there is an answer. Once an attempt got none, it may still be carried out, so from then on only an
         answer from the log itself counts: a mailbox that is full now was perhaps not full then.
         """
-        ends, is_open = time.monotonic() + timeout_s, False
+        ends, is_open, was_activated = time.monotonic() + timeout_s, False, False
         problem: PlatformError | None = None
         while (left_s := ends - time.monotonic()) > 0:
             try:
                 data_back = await self._bus.request(ask_subject(tenant), data, min(left_s, self._attempt_timeout_s))
                 return _result(decode_reply(data_back))
             except NoOneListensError:
+                if was_activated:  # its owner is being moved, or is about to connect again to a NATS that was restarted
+                    await asyncio.sleep(_RETRY_S)
                 problem = await self._activate(tenant, ends)
+                was_activated = True
                 continue
             except TimeoutError:
                 is_open = True
