@@ -125,6 +125,7 @@ class Activation:
         self.tenant = tenant
         self._store, self._committer, self._share, self._clock = store, committer, share, clock
         self._respond, self._on_end = respond, on_end
+        self.crash = ""  # the defect that ended it, if one did
         self._serves, self._on_misplaced = serves, on_misplaced
         self._keys = keys
         self._cipher: Cipher = WITHOUT_KEY
@@ -280,9 +281,10 @@ class Activation:
             log.exception("tenant.halted tenant=%s position=%s", self.tenant, self._position)
             await self._halt(error)
             self.end()
-        except Exception:
+        except Exception as error:
             # a defect: the state may be half a turn ahead of the log, so it is thrown away and replayed
             log.exception("tenant.crashed tenant=%s position=%s", self.tenant, self._position)
+            self.crash = f"{type(error).__name__}: {error}"
             self.end()
         finally:
             self._running = None

@@ -12,9 +12,20 @@ from actors.activation import Activation, Respond
 from actors.batches import Batches
 from actors.commit import Committer
 from actors.fairness import Share
-from events.bus import ACTIVATE, PREPARE, VACANT, Bus, NoOneListensError, Subscription, ask_subject, unsubscribe
+from events.bus import (
+    ACTIVATE,
+    CRASHED,
+    PREPARE,
+    VACANT,
+    Bus,
+    NoOneListensError,
+    Subscription,
+    ask_subject,
+    unsubscribe,
+)
 from events.clock import Clock
-from events.errors import BusUnavailableError, NotServedError
+from events.envelope import encode
+from events.errors import BusUnavailableError, NotServedError, PlatformError, TenantCrashedError
 from events.failpoints import failpoint
 from events.keys import Keys
 from events.slices import is_tenant_id
@@ -116,7 +127,7 @@ class Shard:
                 self._misplaced,
                 self._keys,
             )
-            await activation.start()
+            await self._begin(activation)
             failpoint("activation.after_load_before_subscribe")
             subscription = await self._bus.subscribe(ask_subject(tenant), batches.unpack(activation.deliver))
             failpoint("activation.after_subscribe_before_register")
@@ -125,6 +136,24 @@ class Shard:
             raise NotServedError(tenant, "another activation took over")
         self._active[tenant] = Hosted(activation, subscription)
         log.debug("tenant.activated tenant=%s position=%s shard=%s", tenant, activation.position, self.name)
+
+    async def _begin(self, activation: Activation) -> None:
+        """A defect met while replaying is the tenant's alone, and its supervisor's to count."""
+        try:
+            await activation.start()
+        except PlatformError:
+            raise
+        except Exception as error:
+            log.exception("tenant.activation_crashed tenant=%s", activation.tenant)
+            why = f"{type(error).__name__}: {error}"
+            self._report_crash(activation.tenant, why)
+            raise TenantCrashedError(f"tenant {activation.tenant!r} can't be activated: {why}") from error
+
+    def _report_crash(self, tenant: str, why: str) -> None:
+        try:
+            self._bus.publish(CRASHED, encode((tenant, why[:300])))
+        except PlatformError as error:
+            log.warning("tenant.crash_unreported tenant=%s: %s", tenant, error)
 
     async def _make_room(self) -> None:
         """Passivate those that were asked least recently, if there are too many; some more than needed, so that not
@@ -156,6 +185,8 @@ class Shard:
             del self._active[activation.tenant]
             self._moving.pop(activation.tenant, None)
             self._spawn(unsubscribe(hosted.subscription))
+        if activation.crash:
+            self._report_crash(activation.tenant, activation.crash)
 
     def _misplaced(self, activation: Activation) -> None:
         """Its plan wants another kind of shard."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from actors.shard import Limits, Shard
 from events.clock import SystemClock
-from events.errors import NotServedError, PlatformError
+from events.errors import NotServedError, PlatformError, TenantCrashedError
 from events.process import Connect, end_when_stuck
 from events.store import Placement
 
@@ -70,11 +70,11 @@ class TenantActor:
 
 
 def _problem(tenant: str, hosting: asyncio.Task[None]) -> PlatformError | None:
-    """Why the tenant does not listen. Raises what is no error of the platform's: a defect."""
+    """Why the tenant does not listen. A defect is one tenant's, too: the others asked for with it are served."""
     if not hosting.done():
         hosting.cancel()  # the activation itself goes on
         return NotServedError(tenant, "its log is being replayed")
     error = hosting.exception()
     if error is None or isinstance(error, PlatformError):
         return error
-    raise error
+    return TenantCrashedError(f"{type(error).__name__}: {error}")

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 # to the supervisor, each with a name: serve this tenant; start the actor it belongs to; this silo has lost its tenant
 ACTIVATE = "supervisor.activate"
 PREPARE = "supervisor.prepare"
+CRASHED = "supervisor.crashed"
+RELEASED = "supervisor.released"
 VACANT = "supervisor.vacant"
 KEYS_REVOKED = "keys.revoked"
 # Deaf or half-open is noticed within 2 x (2 + 5) s, and a server that is merely slow is not taken for that.

@@ -208,6 +208,12 @@ class NotServedError(TransientError):
         return f"tenant {self.tenant!r} has no running actor: {self.reason}"
 
 
+class TenantCrashedError(TransientError):
+    """A defect ended the tenant's activation: its supervisor tries again later, and not for ever."""
+
+    code = "tenant_crashed"
+
+
 class OutcomeUnknownError(TransientError):
     """The command may or may not have happened. Sending it again with the same command id is safe."""
 

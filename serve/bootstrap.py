@@ -6,6 +6,7 @@ from actors.archiver_actor import start_archiver
 from actors.relay_actor import RelayConnections, start_relays
 from actors.shard import Limits
 from actors.supervision.root import start_root_supervisor
+from actors.supervision.shared_actor import start_shared_supervisors
 from events import failpoints
 from events.archive import Archive, Policy
 from events.archiver import Archiver
@@ -95,6 +96,7 @@ def start_actors(settings: Settings) -> Callable[[], None]:
     limits = Limits(settings.idle_after_s, settings.active_tenants_max)
     wait_until_listening = start_root_supervisor(open_connections, settings.pool_shards, limits)
     start_relays(open_relay, settings.relays)
+    start_shared_supervisors(open_connections)
     start_projections(open_connections, open_models, range(SLICE_COUNT))
     if settings.archive_url:
         start_archiver(open_archiver, settings.archive_period_s)

@@ -6,11 +6,15 @@ where this process dies, by the tenant's timer.
 
 import asyncio
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import msgspec
 
-from actors.tools.errors import ToolError
+from actors.policies.config import BreakerConfig, PoliciesConfig
+from actors.policies.refusals import BreakerOpenError
+from actors.supervision.clients import Resilience
+from actors.tools.errors import ToolError, ToolRefusedError
 from actors.tools.model import ModelClient
 from actors.tools.usage_meter import Tokens, UsageMeter
 from events.ask import Asker
@@ -35,6 +39,17 @@ NOTHING, UNKNOWN = Tokens(0, 0, "measured"), Tokens(0, 0, "unknown")
 _SSE_HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
 
 
+# A model's server is a dependency that all tenants share. Its calls are long: what failed half a minute ago still counts.
+MODEL_POLICIES = PoliciesConfig(breaker=BreakerConfig(window_s=30.0))
+
+
+def upstream_failed(error: BaseException) -> bool | None:
+    """For the breaker: a request that the server refuses is the client's fault, and a client that leaves says nothing."""
+    if isinstance(error, ToolError):
+        return not isinstance(error, ToolRefusedError)
+    return True if isinstance(error, HttpError) and error.code == "timeout" else None
+
+
 class OpenCall(msgspec.Struct):
     """A reserved call on its way. ``settled`` guards against booking it twice."""
 
@@ -57,7 +72,9 @@ class ChatEndpoint:
         *,
         call_timeout_s: float,
         body_bytes_max: int,
+        resilience: Resilience | None = None,
     ) -> None:
+        self._resilience = resilience
         self._models, self._authenticator, self._asker = models, authenticator, asker
         self._model_client = model_client
         self._call_timeout_s = call_timeout_s
@@ -111,6 +128,26 @@ class ChatEndpoint:
         running.reserved_position, running.told = reserved.position, told_headers(reserved.result)
         failpoint("gw.after_reserve")
         try:
+            with self._breaker(call.model):
+                await self._call_upstream(running, responder)
+        except BreakerOpenError:
+            self._start_settling(running, NOTHING, "failed")
+            raise
+        finally:
+            if not running.settled:  # the client left, or we are being stopped
+                self._settle_cancelled(running)
+
+    def _breaker(self, model: Model) -> AbstractContextManager[None]:
+        """Around a call of the model's server: where the cluster finds that it fails, nobody calls it for a while."""
+        if self._resilience is None:
+            return nullcontext()
+        breaker = self._resilience.pipeline(f"model/{model.upstreams[0].model}", MODEL_POLICIES).breaker
+        assert breaker is not None
+        return breaker.judging(upstream_failed)
+
+    async def _call_upstream(self, running: OpenCall, responder: Responder) -> None:
+        call = running.call
+        try:
             # a client that reads slowly, or not at all, holds its call no longer than a slow model may
             async with asyncio.timeout(self._call_timeout_s):
                 if call.is_stream:
@@ -123,9 +160,6 @@ class ChatEndpoint:
         except TimeoutError as error:
             message = f"the call was not done within {self._call_timeout_s:g} s"
             raise HttpError(504, "timeout", message, should_retry=False) from error
-        finally:
-            if not running.settled:  # the client left, or we are being stopped
-                self._settle_cancelled(running)
 
     async def _complete(self, running: OpenCall, responder: Responder) -> None:
         answer = await self._model_client.complete(running.call.model.upstreams[0], running.call.body)

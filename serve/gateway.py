@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import socket
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -10,8 +12,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
+from actors.supervision.clients import Resilience
 from actors.tools.model import ModelClient
-from actors.tools.registry import Registry
+from actors.tools.registry import Registry, shared_pipelines
 from actors.tools.runner import Tools
 from events.ask import Asker
 from events.clock import SystemClock
@@ -151,9 +154,12 @@ class Gateway:
         keys = bootstrap.keys_of(settings, vault)
         models = await bootstrap.open_read_models(settings, keys)
         doors = bootstrap.open_doors(settings)
-        tools = Tools(asker, Registry(tool_configs(settings.models)))
+        resilience = Resilience(bus, f"gateway-{socket.gethostname()}-{os.getpid()}")
+        await resilience.start()
+        tools = Tools(asker, Registry(tool_configs(settings.models), build=shared_pipelines(resilience)))
         app = build_app(settings.body_bytes_max)
         inbox, outcomes = Inbox(bus, settings.tell_queue_max), bootstrap.open_outcomes(settings)
+        app.state.resilience = resilience
         app.state.services = Services(
             settings,
             store,
@@ -179,6 +185,7 @@ class Gateway:
             model_client,
             call_timeout_s=settings.call_timeout_s,
             body_bytes_max=settings.body_bytes_max,
+            resilience=resilience,
         )
         return app, chat
 
@@ -210,6 +217,7 @@ class Gateway:
         services: Services = app.state.services
         await services.tools.close()
         await services.model_client.close()
+        await app.state.resilience.close()
         await services.bus.close()
         await services.models.close()
         await services.outcomes.close()

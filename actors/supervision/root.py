@@ -8,11 +8,13 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ActorDiedError, RayError
 
 from actors.shard import Limits
+from actors.supervision.janitor import Janitor
 from actors.supervision.shards import ShardActors
 from actors.supervision.timers import TimerScan
+from actors.supervision.wardens import Warden
 from events.ask import Asker
 from events.bus import ACTIVATE, PREPARE, VACANT, Subscription, unsubscribe
 from events.clock import SystemClock
@@ -51,8 +53,11 @@ class RootSupervisor:
                 (VACANT, self._on_vacant),
             ):
                 self._subscriptions.append(await self._connections.bus.subscribe(subject, handler))
-            timers = TimerScan(self._connections.store, Asker(self._connections.bus), SystemClock())
-            self._spawn(timers.run())
+            asker, clock = Asker(self._connections.bus), SystemClock()
+            self._warden = Warden(self._connections.bus, asker, clock)
+            self._subscriptions += await self._warden.start()
+            self._spawn(TimerScan(self._connections.store, asker, clock).run())
+            self._spawn(Janitor(self._connections.store, self._shards).run())
         except Exception:
             log.exception("supervisor.start_failed")
             end_process()
@@ -69,6 +74,7 @@ class RootSupervisor:
     async def close(self) -> None:
         """Activate nobody any more, and have every tenant actor finish what it accepted and snapshot."""
         await asyncio.gather(*(unsubscribe(subscription) for subscription in self._subscriptions))
+        self._warden.close()
         await self._shards.close()
 
     def _on_activate(self, data: bytes, reply_to: str) -> None:
@@ -101,7 +107,9 @@ class RootSupervisor:
         assert self._connections is not None
         ends = asyncio.get_running_loop().time() + _HOST_ATTEMPTS_S
         problem = ""
-        while asyncio.get_running_loop().time() < ends:
+        while (left_s := ends - asyncio.get_running_loop().time()) > 0:
+            if barred := await self._warden.admit(tenant, left_s):
+                return barred
             try:
                 head = await self._connections.store.head(tenant)
                 failpoint("supervisor.before_host")
@@ -119,6 +127,8 @@ class RootSupervisor:
                 # the actor is being restarted, or is gone for good and has to be created anew
                 self._shards.forget_handles()
                 problem, detail = "its actor is being restarted", str(error)
+                if isinstance(error, ActorDiedError) and error.actor_init_failed:
+                    self._warden.crashed(tenant, "its actor could not be started")
             log.warning("supervisor.activation_retried tenant=%s: %s", tenant, detail)
             await asyncio.sleep(_RETRY_S)  # back-off; Ray has nothing to await that says "restarted"
         return problem

@@ -102,13 +102,35 @@ class ShardActors:
             self._handles.pop(name, None)
             self._calling.pop(name, None)
 
+    @staticmethod
+    def names() -> list[str]:
+        """Of all tenant actors that Ray knows, whoever created them."""
+        rows = ray.util.list_named_actors(all_namespaces=True)
+        names = [row["name"] for row in rows if row["namespace"] == NAMESPACE]
+        return [name for name in names if name.startswith(("silo-", "pool-"))]
+
+    def is_wanted(self, name: str, placement: Placement | None) -> bool:
+        """Whether the actor has a purpose: ``placement`` is its tenant's; None where a silo's tenant doesn't exist."""
+        if name.startswith("silo-"):
+            return placement == "silo" or self._is_hosting(name)
+        return int(name.removeprefix("pool-")) < self._pool_shards
+
+    async def end(self, name: str) -> None:
+        """Have it finish what it accepted, then end its process. Whoever asks its tenants next finds them elsewhere."""
+        try:
+            handle: Any = ray.get_actor(name, namespace=NAMESPACE)
+            await asyncio.wait_for(handle.close.remote(), _CLOSE_TIMEOUT_S)
+            ray.kill(handle)
+            log.info("supervisor.ended shard=%s", name)
+        except (ValueError, RayError, TimeoutError) as error:
+            log.warning("supervisor.end_failed shard=%s: %s", name, error)
+        finally:
+            self._handles.pop(name, None)
+            self._calling.pop(name, None)
+
     async def close(self) -> None:
         """Have all tenant actors finish what they accepted and snapshot, within some seconds."""
-        names = [
-            row["name"] for row in ray.util.list_named_actors(all_namespaces=True) if row["namespace"] == NAMESPACE
-        ]
-        shards = [name for name in names if name.startswith(("silo-", "pool-"))]
-        closing = [asyncio.create_task(self._close(name)) for name in shards]
+        closing = [asyncio.create_task(self._close(name)) for name in self.names()]
         if closing:
             _, late = await asyncio.wait(closing, timeout=_CLOSE_TIMEOUT_S)
             for task in late:

@@ -13,6 +13,7 @@ from serve.cli.calls import calls
 from serve.cli.keys import keys
 from serve.cli.limits import limits
 from serve.cli.prices import prices
+from serve.cli.resilience import breaker, breakers, bulkheads
 from serve.cli.tenants import show_tenant, tenants
 from serve.cli.tools import tools
 from serve.cli.users import users
@@ -46,6 +47,9 @@ app.command()(inbox.outcome)
 app.add_typer(inbox.dead_letters, name="dlq")
 app.command()(platform.doctor)
 app.command()(platform.gateways)
+app.command()(breakers)
+app.command()(bulkheads)
+app.add_typer(breaker, name="breaker")
 app.command()(bench.bench)
 
 

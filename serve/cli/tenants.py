@@ -102,3 +102,26 @@ def resume_tenant(
     A halted tenant's log is verified first.
     """
     show(AdminClient.find(data_dir).call("POST", f"/tenants/{tenant}/resume"), as_json)
+
+
+@tenants.command("quarantine")
+def list_quarantined(data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False) -> None:
+    """List tenants that are not activated because their activations kept crashing, each with the reason."""
+    rows = AdminClient.find(data_dir).call("GET", "/quarantine")
+    if as_json:
+        print_json(rows)
+    else:
+        table(
+            ["tenant", "since", "until", "reason"], [[r["tenant"], r["since"], r["until"], r["reason"]] for r in rows]
+        )
+
+
+@tenants.command("release")
+def release_tenant(
+    tenant: TenantArgument,
+    reason: Annotated[str, typer.Option(help="Why, for the log.")],
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    as_json: JsonOption = False,
+) -> None:
+    """Let a tenant out of quarantine: its next request activates it."""
+    show(AdminClient.find(data_dir).call("POST", f"/tenants/{tenant}/release", {"reason": reason}), as_json)

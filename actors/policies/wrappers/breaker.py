@@ -2,7 +2,8 @@
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import msgspec
@@ -83,6 +84,23 @@ class CircuitBreaker:
         state = self._state
         if self._observer is not None and state.status == "half_open":
             self._observer.on_probe(state.probes_started - state.probes_done.calls)
+
+    @contextmanager
+    def judging(self, counts: Callable[[BaseException], bool | None]) -> Iterator[None]:
+        """Around a call: what is raised inside is judged by ``counts`` (True: a failure, False: none, None: says nothing).
+        Raises BreakerOpenError before the call.
+        """
+        generation, began_s = self.permit(), self._clock()
+        try:
+            yield
+        except BaseException as error:
+            failed = counts(error)
+            if failed is None:
+                self.release(generation)
+            else:
+                self.record(generation, failed=failed, duration_s=self._clock() - began_s)
+            raise
+        self.record(generation, failed=False, duration_s=self._clock() - began_s)
 
     def record(self, generation: int, *, failed: bool, duration_s: float, now_s: float | None = None) -> None:
         """The call has ended and says something about the dependency. ``now_s`` spares a look at the clock."""
