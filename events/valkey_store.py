@@ -14,7 +14,7 @@ import asyncio
 import time
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Collection, Sequence
+from collections.abc import Awaitable, Collection, Container, Sequence
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any, cast
@@ -366,7 +366,7 @@ class ValkeyEventStore:
             if isinstance(rows, Exception):
                 raise translate(rows, tenant, 0)
             for row in rows:
-                found |= {event.position: event for event in _events_of(row) if event.position in wanted}
+                found |= _some_events_of(row, wanted)
         return [found[position] for position in positions if position in found]
 
     async def trim(self, tenant: str, through_position: int) -> None:
@@ -551,14 +551,31 @@ def _events_of(row: tuple[bytes, list[bytes]]) -> list[StoredEvent]:
     """The events of a log's entry."""
     row_id, fields = row
     last = int(row_id[:-2])  # "17-0"
-    if fields[0] != b"b":
-        return [StoredEvent(last, fields[1], fields[3])]
-    try:
-        parts = _decode_entry(fields[1])
-    except msgspec.DecodeError as error:
-        raise IntegrityError(f"the log's entry at position {last} can't be read: {error}") from error
+    parts = _entry_parts(last, fields)
     first = last + 1 - len(parts) // 2
     return list(map(StoredEvent, range(first, last + 1), parts[::2], parts[1::2]))
+
+
+def _some_events_of(row: tuple[bytes, list[bytes]], wanted: Container[int]) -> dict[int, StoredEvent]:
+    """Those of an entry's events whose positions are wanted: of 32, mostly one is."""
+    last, fields = int(row[0][:-2]), row[1]
+    parts = _entry_parts(last, fields)
+    first = last + 1 - len(parts) // 2
+    return {
+        position: StoredEvent(position, parts[2 * (position - first)], parts[2 * (position - first) + 1])
+        for position in range(first, last + 1)
+        if position in wanted
+    }
+
+
+def _entry_parts(last: int, fields: list[bytes]) -> list[bytes]:
+    """Record, hash, record, hash ... of an entry."""
+    if fields[0] != b"b":
+        return [fields[1], fields[3]]
+    try:
+        return _decode_entry(fields[1])
+    except msgspec.DecodeError as error:
+        raise IntegrityError(f"the log's entry at position {last} can't be read: {error}") from error
 
 
 def _ranges(positions: Sequence[int]) -> list[tuple[int, int]]:

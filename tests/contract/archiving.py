@@ -16,6 +16,7 @@ from events.errors import AlreadyExistsError, ChainBrokenError, IntegrityError, 
 from events.memory_store import MemoryEventStore
 from events.store import Append, EventStore
 from events.verify import verify
+from tests.contract.event_store import StoreContract
 from tests.kit.factories import append_request, record, reserved
 
 
@@ -32,7 +33,7 @@ async def filled(store: EventStore, tenant: str, count: int) -> list[StoredEvent
     return await read_range(store, tenant, 0, count)
 
 
-class ArchivingContract:
+class ArchivingContract(StoreContract):
     async def test_files_and_store_are_one_log(self, store: EventStore, archive: Archive, tenant: str) -> None:
         """Whatever is read, from wherever to wherever, is what it was before."""
         log = await filled(store, tenant, 1_000)

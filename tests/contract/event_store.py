@@ -1,4 +1,7 @@
-"""The contract of ``EventStore``. Subclass it, give a ``store`` fixture, and your adapter is held to the same promises."""
+"""The contract of ``EventStore``. Subclass it, give a ``store`` fixture, and your adapter is held to the same promises.
+
+``archiving.py`` beside it has the promises of a store with an archive.
+"""
 
 import asyncio
 import uuid
@@ -19,13 +22,25 @@ from events.store import COMMANDS_MAX, EVENTS_MAX, RECORD_BYTES_MAX, Append, App
 from tests.kit.factories import NOW_US, append_request, entries, record, reserved
 
 
-@pytest.fixture
-def tenant() -> str:
+def new_tenant() -> str:
     return f"t{uuid.uuid4().hex[:12]}"
 
 
-class EventStoreContract:
+@pytest.fixture
+def tenant() -> str:
+    return new_tenant()
+
+
+class StoreContract:
     """Each test uses a tenant of its own, so the store may be shared."""
+
+    @pytest.fixture
+    def tenant(self) -> str:
+        return new_tenant()
+
+
+class EventStoreContract(StoreContract):
+    """What every adapter promises."""
 
     async def test_a_tenant_nobody_wrote_to_has_no_head(self, store: EventStore, tenant: str) -> None:
         assert await store.head(tenant) is None

@@ -1,6 +1,8 @@
 """Random operations against both adapters and a plain model of what a log is."""
 
 import asyncio
+import os
+import tempfile
 import uuid
 from collections.abc import Awaitable
 from typing import Any
@@ -8,16 +10,35 @@ from typing import Any
 import msgspec
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
+from events.archive import Archive, archive_log
 from events.codec import GENESIS, Entry, chain
 from events.errors import PlatformError
 from events.memory_store import MemoryEventStore
-from events.store import Append, Appended, CommandResult, EventStore, Known
+from events.slices import slice_of
+from events.store import (
+    SNAPSHOTS_KEPT,
+    Append,
+    Appended,
+    CommandResult,
+    EventStore,
+    Known,
+    Placement,
+    Snapshot,
+)
 from events.valkey_store import ValkeyEventStore, connect
-from tests.kit.factories import record, reserved
+from tests.kit.factories import NOW_US, record, reserved
 from tests.kit.servers import Servers
 
+EXAMPLES = int(os.environ.get("TENANTRY_MODEL_EXAMPLES", "20"))  # of 30 operations each; 500 take half an hour
 STREAMS = ("tenant", "run/1", "run/2")
 
 
@@ -28,6 +49,10 @@ class Model:
         self.epoch = 0
         self.log: list[Entry] = []
         self.answered: dict[str, CommandResult] = {}
+        self.status, self.placement = "active", "pool"
+        self.timer_us = 0
+        self.snapshots: dict[int, Snapshot] = {}
+        self.appends: list[int] = []  # the last position of each
 
     def append(self, request: Append) -> str:
         for command in request.commands:
@@ -39,6 +64,8 @@ class Model:
             return "known"
         if self.epoch == 0 or request.epoch != self.epoch:
             return "fenced"
+        if self.status != "active":
+            return "tenant_closed"
         head = self.log[-1].hash if self.log else GENESIS
         if request.expected_position != len(self.log) or (self.log and request.previous_hash != head):
             return "wrong_expected_position"
@@ -49,6 +76,9 @@ class Model:
                 return "wrong_expected_position"
         self.log += request.entries
         self.answered |= {command.command_id: command for command in request.commands}
+        self.placement = request.placement
+        self.timer_us = self.timer_us if request.next_timer_us is None else request.next_timer_us
+        self.appends.append(len(self.log))
         return "appended"
 
 
@@ -69,9 +99,13 @@ def machine(servers: Servers) -> type[RuleBasedStateMachine]:
         @initialize()
         def start(self) -> None:
             self.tenant, self.model = f"m{uuid.uuid4().hex[:16]}", Model()
-            self.valkey = ValkeyEventStore(connect(servers.valkey_url))
+            self.directory = tempfile.TemporaryDirectory()
+            self.archives = [Archive(f"{self.directory.name}/{name}") for name in ("valkey", "memory")]
+            self.valkey = ValkeyEventStore(connect(servers.valkey_url), self.archives[0])
             self.run(self.valkey.open())
-            self.stores: list[EventStore] = [self.valkey, MemoryEventStore()]
+            self.stores: list[EventStore] = [self.valkey, MemoryEventStore(archive=self.archives[1])]
+            self.slice = slice_of(self.tenant)
+            self.cursors = [self.run(store.newest_cursors([self.slice])) for store in self.stores]
 
         def run(self, work: Any) -> Any:
             return loop.run_until_complete(work)
@@ -79,6 +113,7 @@ def machine(servers: Servers) -> type[RuleBasedStateMachine]:
         def teardown(self) -> None:
             if hasattr(self, "valkey"):
                 self.run(self.valkey.close())
+                self.directory.cleanup()
 
         @rule()
         def claim(self) -> None:
@@ -94,6 +129,8 @@ def machine(servers: Servers) -> type[RuleBasedStateMachine]:
             positions_off=st.sampled_from([0, 0, 0, -1, 1]),
             versions_off=st.sampled_from([0, 0, 0, 1]),
             is_fork=st.sampled_from([False, False, False, True]),
+            timer_us=st.sampled_from([None, None, 0, NOW_US, NOW_US + 1]),
+            placement=st.sampled_from(["pool", "silo"]),
         )
         def append(
             self,
@@ -104,6 +141,8 @@ def machine(servers: Servers) -> type[RuleBasedStateMachine]:
             positions_off: int,
             versions_off: int,
             is_fork: bool,
+            timer_us: int | None,
+            placement: Placement,
         ) -> None:
             log = self.model.log
             previous = b"f" * 32 if is_fork else log[-1].hash if log else GENESIS
@@ -119,7 +158,9 @@ def machine(servers: Servers) -> type[RuleBasedStateMachine]:
                 max(0, len(log) + positions_off),
                 previous,
                 chain(previous, records),
-                [CommandResult(name, body, b"reply") for name in commands],
+                [CommandResult(name, body, b"reply to " + name.encode()) for name in commands],
+                placement,
+                next_timer_us=timer_us,
             )
             expected = self.model.append(request)
             assert [self.run(outcome_of(store.append(request))) for store in self.stores] == [expected, expected]
@@ -133,12 +174,77 @@ def machine(servers: Servers) -> type[RuleBasedStateMachine]:
                 found = self.run(store.read_stream(self.tenant, stream, after, limit))
                 assert [event.hash for event in found] == of_stream
 
+        @rule(keep=st.integers(0, 12))
+        def archive(self, keep: int) -> None:
+            """Old events go to files; nobody who reads sees a difference."""
+            moved = [
+                self.run(archive_log(store, archive, self.tenant, keep=keep, least=1))
+                for store, archive in zip(self.stores, self.archives, strict=True)
+            ]
+            assert moved[0] == moved[1]
+
+        @rule(beyond=st.integers(1, 3))
+        def trim_beyond_the_end(self, beyond: int) -> None:
+            for store in self.stores:
+                assert self.run(outcome_of(store.trim(self.tenant, len(self.model.log) + beyond))) == (
+                    "wrong_expected_position"
+                )
+
+        @rule(epochs_back=st.sampled_from([0, 0, 1]))
+        def halt(self, epochs_back: int) -> None:
+            for store in self.stores:
+                self.run(store.halt(self.tenant, self.model.epoch - epochs_back, "a test"))
+            if not epochs_back and self.model.epoch:
+                self.model.status, self.model.timer_us = "halted", 0
+
+        @precondition(lambda self: self.model.epoch > 0)
+        @rule()
+        def resume(self) -> None:
+            for store in self.stores:
+                self.run(store.resume(self.tenant))
+            self.model.status = "active"
+
+        @rule(names=st.lists(st.sampled_from("abcdefghi"), min_size=1, max_size=4, unique=True))
+        def ask_for_replies(self, names: list[str]) -> None:
+            expected = {name: self.model.answered[name] for name in names if name in self.model.answered}
+            for store in self.stores:
+                assert self.run(store.replies(self.tenant, names)) == expected
+
+        @rule(position=st.integers(1, 6), state=st.binary(max_size=4))
+        def save_snapshot(self, position: int, state: bytes) -> None:
+            snapshot = Snapshot(1, position, bytes(32), state)
+            kept = {**self.model.snapshots, position: snapshot}
+            self.model.snapshots = dict(sorted(kept.items())[-SNAPSHOTS_KEPT:])
+            for store in self.stores:
+                self.run(store.save_snapshot(self.tenant, snapshot))
+                newest_first = [self.model.snapshots[at] for at in sorted(self.model.snapshots, reverse=True)]
+                assert self.run(store.load_snapshots(self.tenant)) == newest_first
+
+        @rule(timer_us=st.sampled_from([0, NOW_US, NOW_US + 1]))
+        def set_timer(self, timer_us: int) -> None:
+            self.model.timer_us = timer_us
+            for store in self.stores:
+                self.run(store.set_timer(self.tenant, timer_us))
+
+        @rule()
+        def follow(self) -> None:
+            """Each append is seen once, in order, by whoever follows from the start."""
+            for store, cursors in zip(self.stores, self.cursors, strict=True):
+                found = self.run(store.tail(cursors, 1)).get(self.slice, [])
+                assert [at.last_position for at in found if at.tenant == self.tenant] == self.model.appends
+
         @invariant()
-        def heads_agree(self) -> None:
+        def heads_and_timers_agree(self) -> None:
             for store in getattr(self, "stores", []):
                 head = self.run(store.head(self.tenant))
                 assert (head.position if head else 0) == len(self.model.log)
-                assert head is None or head.hash == self.model.log[-1].hash
+                if head is not None:
+                    found = (head.epoch, head.hash, head.status, head.placement)
+                    model = self.model
+                    assert found == (model.epoch, model.log[-1].hash, model.status, model.placement)
+                is_due = 0 < self.model.timer_us <= NOW_US
+                assert (self.tenant in self.run(store.due(NOW_US))) is is_due
+                assert (self.tenant in self.run(store.tenants(self.slice))) is bool(self.model.log)
 
     return StoreMachine
 
@@ -147,6 +253,6 @@ def test_both_adapters_do_what_the_model_does(servers: Servers) -> None:
     run_state_machine_as_test(
         machine(servers),
         settings=settings(
-            max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=EXAMPLES, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from events.archive import Archive
-from events.slices import SLICE_COUNT, slice_tag
+from events.slices import SLICE_COUNT, slice_of, slice_tag
 from events.store import EventStore
-from events.valkey_store import CLUSTER_SCHEME, ValkeyEventStore, connect, execute
+from events.valkey_store import CLUSTER_SCHEME, ValkeyEventStore, _append_args, connect, execute
 from serve.edge import free_ports
 from serve.local_servers import LocalServer, valkey_spec
 from tests.contract.archiving import ArchivingContract
 from tests.contract.event_store import EventStoreContract, tenant
+from tests.kit.factories import append_request
 
 __all__ = ["tenant"]
 
@@ -68,6 +69,24 @@ class TestValkeyCluster(EventStoreContract, ArchivingContract):
         await opened.open()
         yield opened
         await opened.close()
+
+
+async def test_all_keys_of_a_call_lie_in_one_slot(cluster_url: str, tenant: str) -> None:
+    """As the server itself sees them, and whatever function is called."""
+    node = connect(cluster_url.replace(CLUSTER_SCHEME, "redis"))
+    node.set_response_callback("COMMAND", lambda response, **_: response)  # its own knows no GETKEYS
+    tag = slice_tag(slice_of(tenant))
+    calls = [
+        _append_args(append_request(tenant, epoch=1, events=40, commands=("a", "b"))),
+        ["FCALL", "tenantry_v2_claim", 1, f"{tag}:meta:{tenant}", tenant],
+        ["FCALL", "tenantry_v2_halt", 2, f"{tag}:meta:{tenant}", f"{tag}:timers", tenant, 1, "why"],
+        ["FCALL", "tenantry_v2_trim", 3, *(f"{tag}:{kind}:{tenant}" for kind in ("log", "meta", "streams")), tenant, 1],
+    ]
+    for call, count in zip(calls, (7, 1, 2, 3), strict=True):
+        keys = await execute(node, "COMMAND", "GETKEYS", *call)
+        assert len(keys) == count
+        assert len({await execute(node, "CLUSTER", "KEYSLOT", key) for key in keys}) == 1
+    await node.aclose()
 
 
 async def test_slices_are_spread_over_all_nodes(cluster_url: str) -> None:
