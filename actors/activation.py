@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
+from typing import Protocol
 
 import msgspec
 
@@ -18,6 +19,8 @@ from actors.aggregate import STATE_SCHEMA, State, answer, decide, evolve, is_que
 from actors.commit import Committer
 from actors.fairness import Share
 from actors.persistent import decode_hook, encode_hook
+from actors.run.state import Run
+from actors.run.state import evolve as evolve_run
 from events.catalog import DomainCommand, DomainEvent, decode_command
 from events.clock import Clock
 from events.codec import (
@@ -48,6 +51,7 @@ from events.errors import (
 )
 from events.failpoints import failpoint
 from events.keys import Keys
+from events.run import ReopenRun, RetryRun, RunEvent, run_stream
 from events.scan import scan
 from events.sealing import WITHOUT_KEY, Cipher, open_bytes, seal_bytes
 from events.store import REPLY_SEAL, Append, Appended, CommandResult, EventStore, Head, Known, Placement, Snapshot
@@ -75,7 +79,7 @@ class Request(msgspec.Struct, frozen=True):
     """A command as it lies in a turn, with where its answer goes."""
 
     envelope: Envelope
-    command: DomainCommand
+    command: DomainCommand | ReopenRun
     body_hash: bytes
     reply_to: str
 
@@ -86,6 +90,7 @@ class Draft(msgspec.Struct):
     state: State
     versions: dict[str, int]
     records: list[Record]
+    events: list[DomainEvent]
     commands: list[CommandResult]
     replies: list[tuple[str, bytes]]  # encoded; not to be sent before the append
     unfenced: list[tuple[Request, Reply]]  # wrote nothing: refusals, reads, no-ops
@@ -100,6 +105,26 @@ class Folded(msgspec.Struct, frozen=True, array_like=True):
 
 _encode_folded = msgspec.msgpack.Encoder(enc_hook=encode_hook).encode
 _decode_folded = msgspec.msgpack.Decoder(Folded, dec_hook=decode_hook).decode
+
+
+class Effects(Protocol):
+    """What a tenant's events bring about beyond the log: started after they are durable, and never awaited."""
+
+    def appended(self, tenant: str, state: State, events: Sequence[DomainEvent], cipher: Cipher) -> None:
+        """``state`` is the one after the events."""
+        ...
+
+    def activated(self, tenant: str, state: State, cipher: Cipher) -> None:
+        """The state as it was replayed: what the activation before this one may not have got to is started again."""
+        ...
+
+
+class NoEffects:
+    def appended(self, tenant: str, state: State, events: Sequence[DomainEvent], cipher: Cipher) -> None:
+        pass
+
+    def activated(self, tenant: str, state: State, cipher: Cipher) -> None:
+        pass
 
 
 class Activation:
@@ -121,13 +146,14 @@ class Activation:
         serves: Placement,
         on_misplaced: Callable[["Activation"], None],
         keys: Keys,
+        effects: Effects | None = None,
     ) -> None:
         self.tenant = tenant
         self._store, self._committer, self._share, self._clock = store, committer, share, clock
         self._respond, self._on_end = respond, on_end
         self.crash = ""  # the defect that ended it, if one did
         self._serves, self._on_misplaced = serves, on_misplaced
-        self._keys = keys
+        self._keys, self._effects = keys, effects or NoEffects()
         self._cipher: Cipher = WITHOUT_KEY
         self._mailbox: deque[tuple[bytes, str]] = deque()
         self._mailbox_bytes = 0
@@ -177,6 +203,7 @@ class Activation:
         await self._catch_up()
         if self._position < head.position or (self._position == head.position and self._head != head.hash):
             raise ChainBrokenError(self.tenant, self._position + 1, f"the store says that {head.position} are there")
+        self._effects.activated(self.tenant, self._state, self._cipher)
 
     async def _load_snapshot(self, head: Head) -> None:
         """Begin the replay at the newest snapshot that fits the log; at the first event where none does."""
@@ -298,7 +325,26 @@ class Activation:
 
     async def _turn(self, messages: Sequence[tuple[bytes, str]]) -> None:
         waiting = [request for data, reply_to in messages if (request := self._open(data, reply_to))]
+        for at, request in enumerate(waiting):
+            if isinstance(request.command, RetryRun) and request.command.run_id not in self._state.runs.open:
+                waiting[at] = await self._with_history(request, request.command.run_id)
         await self._serve(waiting)
+
+    async def _with_history(self, request: Request, run_id: str) -> Request:
+        """The memory of an ended run is its stream: read it, so that what follows is decided on it. Unchanged where there
+        is no such run.
+        """
+        run, stream, version = Run(), run_stream(run_id), 0
+        while page := await self._store.read_stream(self.tenant, stream, version):
+            for stored in page:
+                event = decode_event(decode_record(stored.record).data, self._cipher)
+                assert isinstance(event, RunEvent)
+                run = evolve_run(run, event)
+            version += len(page)
+        if not version:
+            return request
+        self._versions[stream] = version
+        return msgspec.structs.replace(request, command=ReopenRun(run_id, encode(run)))
 
     async def _serve(self, waiting: Sequence[Request]) -> None:
         while waiting and not self._ended:
@@ -316,6 +362,7 @@ class Activation:
                 for reply_to, encoded in draft.replies:
                     self._send(reply_to, encoded)
                     failpoint("actor.mid_replies")
+                self._effects.appended(self.tenant, self._state, draft.events, self._cipher)
                 await self._answer_unfenced(draft.unfenced)
                 return
             waiting = await self._answer_known(waiting, known)
@@ -353,7 +400,7 @@ class Activation:
         return Request(envelope, command, hashlib.sha256(envelope.body).digest(), reply_to)
 
     def _decide_all(self, requests: Sequence[Request]) -> Draft:
-        draft = Draft(self._state, dict(self._versions), [], [], [], [])
+        draft = Draft(self._state, dict(self._versions), [], [], [], [], [])
         now_us = self._clock.now_us()
         first: dict[str, tuple[bytes, Reply]] = {}
         for request in requests:
@@ -383,6 +430,7 @@ class Activation:
             return self._without_events(draft, request, reply)
         for event in events:
             draft.records.append(self._record(draft, request.envelope, event, now_us))
+            draft.events.append(event)
         draft.state = after
         encoded = encode(reply)
         kept = seal_bytes(self._cipher, _REPLY, encoded) if request.command.reply_is_personal else encoded
@@ -431,6 +479,9 @@ class Activation:
         if not isinstance(outcome, Appended):
             return outcome
         self._state, self._versions = draft.state, draft.versions
+        for event in draft.events:
+            if event.ends_stream:
+                self._versions.pop(event.stream, None)
         self._position, self._head = outcome.last_position, request.entries[-1].hash
         self._timer_us = timer_us
         return None
@@ -526,15 +577,20 @@ class Activation:
     def _replay(self, page: Sequence[StoredEvent]) -> None:
         """Fold a page into the state, all of it or nothing. Raises ChainBrokenError where an event does not follow."""
         state, versions, head = self._state, dict[str, int](), self._head
+        ended: set[str] = set()
         for stored in page:
             head = next_hash(head, stored.record)
             if head != stored.hash:
                 raise ChainBrokenError(self.tenant, stored.position, "it does not follow what was replayed before")
             record = decode_record(stored.record)
-            state = evolve(state, decode_event(record.data, self._cipher))
+            event = decode_event(record.data, self._cipher)
+            state = evolve(state, event)
             versions[record.stream] = record.version
+            (ended.add if event.ends_stream else ended.discard)(record.stream)
         self._state, self._position, self._head = state, page[-1].position, head
         self._versions |= versions
+        for stream in ended:
+            del self._versions[stream]
         self._timer_us = -1  # set by an append whose answer never came, or by another activation
 
     def _first_answer(self, before: CommandResult, request: Request) -> bytes:

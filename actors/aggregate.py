@@ -10,12 +10,15 @@ import msgspec
 from actors import system as systems
 from actors import tenant as tenants
 from actors import tool_calls
+from actors.run import machine as runs
+from actors.run.machine import Runs
 from actors.system import System
 from actors.tenant import Tenant
 from actors.tool_calls import ToolCalls
 from events.catalog import DomainCommand, DomainEvent
 from events.errors import InvalidCommandError, NotFoundError, TenantSuspendedError
 from events.messages import Query
+from events.run import ReopenRun, RunCommand, RunEvent
 from events.slices import SYSTEM_TENANT
 from events.store import Placement
 from events.system import OfSystem, SystemFact
@@ -29,6 +32,7 @@ class State(msgspec.Struct, frozen=True):
     """Folded from all events of the tenant's log."""
 
     tenant: Tenant = Tenant()
+    runs: Runs = Runs()
     system: System = System()  # of the tenant ``system`` only
     tools: ToolCalls = ToolCalls()
 
@@ -43,10 +47,10 @@ class State(msgspec.Struct, frozen=True):
     @property
     def next_timer_us(self) -> int:
         """When the tenant wants to be woken next, for whatever reason; 0: never."""
-        return self.tenant.next_timer_us
+        return min(filter(None, (self.tenant.next_timer_us, self.runs.next_timer_us)), default=0)
 
 
-def decide(state: State, tenant: str, command: DomainCommand, now_us: int) -> list[DomainEvent]:
+def decide(state: State, tenant: str, command: DomainCommand | ReopenRun, now_us: int) -> list[DomainEvent]:
     """What should happen. An empty list: what was asked for is so already.
 
     Raises:
@@ -54,7 +58,7 @@ def decide(state: State, tenant: str, command: DomainCommand, now_us: int) -> li
     """
     if isinstance(command, FireTimers):
         # each aggregate says what is due of its own; ``next_timer_us`` is the earliest of theirs
-        return [*tenants.fire_timers(state.tenant, now_us)]
+        return [*tenants.fire_timers(state.tenant, now_us), *runs.fire_timers(state.runs, now_us)]
     if isinstance(command, OfSystem):
         return [*systems.decide(state.system, tenant, command, now_us)]
     if tenant == SYSTEM_TENANT:
@@ -65,6 +69,12 @@ def decide(state: State, tenant: str, command: DomainCommand, now_us: int) -> li
         if state.tenant.is_suspended and isinstance(command, RecordToolCall):
             raise TenantSuspendedError
         return [*tool_calls.decide(state.tools, tenant, command, now_us)]
+    if isinstance(command, ReopenRun):
+        return [*runs.reopen(runs.run_of(command), now_us)]
+    if isinstance(command, RunCommand):
+        if not state.exists:
+            raise NotFoundError("tenant", tenant)
+        return [*runs.decide(state.runs, command, now_us)]
     return [*tenants.decide(state.tenant, tenant, command, now_us)]
 
 
@@ -74,10 +84,12 @@ def evolve(state: State, event: DomainEvent) -> State:
         return msgspec.structs.replace(state, system=systems.evolve(state.system, event))
     if isinstance(event, ToolsFact):
         return msgspec.structs.replace(state, tools=tool_calls.evolve(state.tools, event))
+    if isinstance(event, RunEvent):
+        return msgspec.structs.replace(state, runs=runs.fold(state.runs, event))
     return msgspec.structs.replace(state, tenant=tenants.evolve(state.tenant, event))
 
 
-def answer(state: State, tenant: str, command: DomainCommand, now_us: int) -> dict[str, Any]:
+def answer(state: State, tenant: str, command: DomainCommand | ReopenRun, now_us: int) -> dict[str, Any]:
     """The result of a command that was granted, as plain data; ``state`` is the one after its events."""
     if isinstance(command, FireTimers):
         return {}
@@ -85,8 +97,10 @@ def answer(state: State, tenant: str, command: DomainCommand, now_us: int) -> di
         return systems.answer(state.system, command)
     if isinstance(command, OfTools):
         return tool_calls.answer(state.tools, command)
+    if isinstance(command, RunCommand | ReopenRun):
+        return runs.answer(state.runs, command)
     return tenants.answer(state.tenant, tenant, command, now_us)
 
 
-def is_query(command: DomainCommand) -> bool:
+def is_query(command: DomainCommand | ReopenRun) -> bool:
     return isinstance(command, Query)

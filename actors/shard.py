@@ -8,7 +8,7 @@ from collections.abc import Coroutine
 
 import msgspec
 
-from actors.activation import Activation, Respond
+from actors.activation import Activation, Effects, Respond
 from actors.batches import Batches
 from actors.commit import Committer
 from actors.fairness import Share
@@ -67,10 +67,11 @@ class Shard:
         clock: Clock,
         keys: Keys,
         limits: Limits | None = None,
+        effects: Effects | None = None,
     ) -> None:
         self.name, self._serves = name, serves
         self._store, self._bus, self._clock, self._keys = store, bus, clock, keys
-        self._limits = limits or Limits()
+        self._limits, self._effects = limits or Limits(), effects
         self._committer, self._share = Committer(store), Share()
         self._active: dict[str, Hosted] = {}
         self._starting: dict[str, asyncio.Task[None]] = {}
@@ -126,6 +127,7 @@ class Shard:
                 self._serves,
                 self._misplaced,
                 self._keys,
+                self._effects,
             )
             await self._begin(activation)
             failpoint("activation.after_load_before_subscribe")

@@ -343,3 +343,31 @@ class CommandFailedError(PlatformError):
 
     def __str__(self) -> str:
         return self.message
+
+
+class RunClosedError(Refusal):
+    """The run is not in a state in which that can be done."""
+
+    code = "run_closed"
+
+    def __init__(self, run_id: str, why: str) -> None:
+        super().__init__(run_id, why)
+        self.run_id, self.why = run_id, why
+
+    def __str__(self) -> str:
+        return f"run {self.run_id!r}: {self.why}"
+
+
+class TooManyRunsError(Refusal):
+    """The tenant has as many open runs as it may."""
+
+    code = "too_many_runs"
+    retryable = True
+
+    def __init__(self, count: int, limit: int) -> None:
+        super().__init__(count, limit)
+        self.count, self.limit = count, limit
+        self.retry_after_s = 10.0
+
+    def __str__(self) -> str:
+        return f"{self.count} runs are open, the limit is {self.limit}: wait for some to end, or cancel some"

@@ -38,6 +38,11 @@ class Event(msgspec.Struct, frozen=True, tag_field="type"):
         """The stream of the tenant's log that it belongs to: one per aggregate. Families of other aggregates override it."""
         return TENANT_STREAM
 
+    @property
+    def ends_stream(self) -> bool:
+        """Nothing follows in its stream, unless a person has it begun again: nobody need remember how long it is."""
+        return False
+
 
 @functools.cache
 def personal_fields(kind: type[msgspec.Struct]) -> tuple[str, ...]:

@@ -38,7 +38,12 @@ PURE = [
     "events/system.py",
     *(f"events/tenant/{noun}.py" for noun in TENANT_NOUNS if noun not in ("deciding", "state")),
     "events/vault.py",
+    "events/run.py",
     "events/tools.py",
+    *(
+        f"actors/run/{noun}.py"
+        for noun in ("agent", "definition", "fair_queue", "function", "machine", "registry", "state")
+    ),
     "events/timers.py",
     "projections/key_use.py",
     "projections/spend.py",

@@ -107,5 +107,5 @@ def _run(kind: Kind, nats_url: str, valkey_url: str, vault_url: str, rules: str)
     sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process lives
     failpoints.arm(rules)
     if kind == "shard":
-        activation.decide = poisoned  # type: ignore[attr-defined]
+        activation.decide = poisoned  # type: ignore[attr-defined,assignment]
     asyncio.run(run_relay(nats_url, valkey_url) if kind == "relay" else run_shard(nats_url, valkey_url, vault_url))

@@ -130,7 +130,7 @@ def store(bug: str, healthy: ValkeyEventStore) -> EventStore:
     """The store with the bug in it; the healthy one where the bug is elsewhere, or none."""
     assert not bug or bug in BUGS, f"unknown bug {bug!r}, there are: {', '.join(BUGS)}"
     if bug == "check-then-increment":
-        activation.decide = CheckThenIncrement().decide  # type: ignore[attr-defined]
+        activation.decide = CheckThenIncrement().decide  # type: ignore[attr-defined,assignment]
     return cast("EventStore", STORES[bug](healthy)) if bug in STORES else healthy
 
 

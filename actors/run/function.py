@@ -1,0 +1,230 @@
+"""A saga written as a plain async function. It is called again, from its first line, whenever its run is planned: calls
+that are in the run's history return what they returned then, the first ones that are not become the next steps.
+
+    @saga_function("refund", version=1, input=Refund)
+    async def refund(flow: Flow, given: Refund) -> str:
+        charge = await flow.tool("find", "payments", {"order": given.order})
+        await flow.signal("approved", timeout_s=86_400)
+        done, _ = await flow.gather(
+            flow.tool("refund", "payments", {"charge": charge["id"]}),
+            flow.tool("tell", "email", {"to": charge["email"]}),
+        )
+        return done["id"]
+
+So it may await nothing but the flow, and what it asks for may depend on its input and earlier results only: where it asks
+for something else than its history holds, the run is blocked with an error that names the difference.
+"""
+
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from typing import Any
+
+import msgspec
+
+from actors.run.definition import (
+    Begin,
+    NondeterminismError,
+    Plan,
+    Signal,
+    Timer,
+    Undo,
+    View,
+    must_undo,
+    undo_begin,
+)
+from actors.run.definition import (
+    Step as StepDefinition,
+)
+from actors.run.registry import register
+from actors.run.state import Run, Step, undo_name
+from events.errors import InvalidCommandError, PlatformError
+from events.run import StepOrder, pack, unpack
+
+
+class StepFailedError(PlatformError):
+    """A step of the run failed for good; a saga may catch it and go another way."""
+
+    def __init__(self, step: str, code: str, message: str) -> None:
+        super().__init__(step, code, message)
+        self.step, self.code, self.message = step, code, message
+
+    def __str__(self) -> str:
+        return f"step {self.step!r}: {self.message}"
+
+
+class Call:
+    """A step that a saga awaits, alone or gathered with others."""
+
+    def __init__(self, begin: Begin, undo: Undo | None) -> None:
+        self.begin, self.order, self.undo = begin, begin.order, undo
+
+    def __await__(self) -> Generator["tuple[Call, ...]", tuple[Any, ...], Any]:
+        (result,) = yield (self,)
+        if isinstance(result, StepFailedError):
+            raise result
+        return result
+
+
+class Gathered:
+    def __init__(self, calls: tuple[Call, ...]) -> None:
+        self._calls = calls
+
+    def __await__(self) -> Generator[tuple[Call, ...], tuple[Any, ...], tuple[Any, ...]]:
+        results = yield self._calls
+        for result in results:
+            if isinstance(result, StepFailedError):
+                raise result
+        return results
+
+
+class Flow:
+    """What a saga function can do. Step names are unique in a run."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+
+    def tool(self, name: str, tool: str, args: Any = None, **options: Any) -> Call:
+        """Options: ``timeout_s``, ``retry``, ``undo``, as those of ``Step``."""
+        return self._call(StepDefinition(name, tool=tool, args=lambda _: args, **options))
+
+    def function(self, name: str, function: str, args: Any = None, **options: Any) -> Call:
+        return self._call(StepDefinition(name, function=function, args=lambda _: args, **options))
+
+    def model(self, name: str, model: str, args: Any = None, **options: Any) -> Call:
+        return self._call(StepDefinition(name, model=model, args=lambda _: args, **options))
+
+    def signal(self, name: str, *, timeout_s: float = 0.0) -> Call:
+        return self._call(Signal(name, timeout_s=timeout_s))
+
+    def sleep(self, name: str, seconds: float) -> Call:
+        return self._call(Timer(name, seconds=seconds))
+
+    def gather(self, *calls: Call) -> Awaitable[tuple[Any, ...]]:
+        """Side by side; raises the first failure once all have ended."""
+        return Gathered(calls)
+
+    @staticmethod
+    def _call(leaf: StepDefinition | Signal | Timer) -> Call:
+        begin = leaf.begin(View(Run(), None, {}))
+        order = msgspec.structs.replace(begin.order, is_optional=True)  # it may catch the failure
+        return Call(Begin(order, begin.args), leaf.undo)
+
+
+SagaBody = Callable[[Flow, Any], Coroutine[Any, Any, Any]]
+
+
+class _Replay(msgspec.Struct):
+    """A saga function as far as the history takes it."""
+
+    seen: dict[str, Undo | None]
+    start: list[Begin]
+    output: bytes | None = None
+    failure: tuple[str, str] | None = None
+
+
+class FunctionSaga:
+    def __init__(self, name: str, body: SagaBody, *, version: int, input_type: type | None) -> None:
+        self.name, self.version, self._body, self._input_type = name, version, body, input_type
+
+    def check_input(self, payload: bytes) -> None:
+        try:
+            self._input(payload)
+        except (msgspec.ValidationError, msgspec.DecodeError) as error:
+            raise InvalidCommandError(f"the input of saga {self.name!r}: {error}") from error
+
+    def _input(self, payload: bytes) -> Any:
+        plain = unpack(payload)
+        return plain if self._input_type is None else msgspec.convert(plain, self._input_type)
+
+    def has_undo(self, run: Run, step: str) -> bool:
+        return self._replay(run).seen.get(step) is not None
+
+    def forward(self, run: Run) -> Plan:
+        replay = self._replay(run)
+        if replay.start:
+            missing = [name for name, step in run.steps.items() if name not in replay.seen and not _is_undo(step.order)]
+            if missing:
+                raise NondeterminismError(
+                    f"saga {self.name!r} version {self.version} now asks for {replay.start[0].order.step!r} where the run has "
+                    f"done {missing[0]!r}: its code has changed under the run, or it depends on something but its input"
+                )
+        return Plan(tuple(replay.start), (), replay.output, replay.failure)
+
+    def backward(self, run: Run) -> Plan:
+        """The newest finished step first, one at a time."""
+        view = View(run, self._input_type, {})
+        undos = self._replay(run).seen
+        for name, _ in sorted(run.steps.items(), key=lambda item: item[1].finished, reverse=True):
+            undo = undos.get(name)
+            if undo is None or not must_undo(run, name, undo):
+                continue
+            undoing = run.steps.get(undo_name(name))
+            if undoing is None:
+                return Plan((undo_begin(name, undo, view),))
+            if undoing.status not in ("succeeded", "stuck"):
+                return Plan()
+        return Plan()
+
+    def _replay(self, run: Run) -> _Replay:
+        replay = _Replay({}, [])
+        body = self._body(Flow(run.id), self._input(run.input))
+        results: tuple[Any, ...] | None = None
+        try:
+            while True:
+                calls = body.send(results)
+                if not isinstance(calls, tuple) or not all(isinstance(call, Call) for call in calls):
+                    raise NondeterminismError(f"saga {self.name!r} awaits {calls!r}: it may await only its flow")
+                results = self._results(run, calls, replay)
+                if results is None:
+                    return replay
+        except StopIteration as end:
+            replay.output = pack(end.value)
+        except StepFailedError as error:
+            replay.failure = (error.code, str(error))
+        finally:
+            body.close()
+        return replay
+
+    def _results(self, run: Run, calls: tuple[Call, ...], replay: _Replay) -> tuple[Any, ...] | None:
+        """What the calls returned; None where some have not ended, or not begun."""
+        for call in calls:
+            name = call.order.step
+            if name in replay.seen:
+                raise NondeterminismError(f"saga {self.name!r} uses the step name {name!r} twice")
+            replay.seen[name] = call.undo
+            found = run.steps.get(name)
+            if found is None:
+                replay.start.append(call.begin)
+            elif _differs(found, call.begin):
+                raise NondeterminismError(
+                    f"saga {self.name!r} version {self.version} now calls {call.order.target!r} for step {name!r} with "
+                    f"other arguments than the run's history holds "
+                )
+        steps = [run.steps.get(call.order.step) for call in calls]
+        if not all(step is not None and step.is_done for step in steps):
+            return None
+        return tuple(_result(call.order.step, run) for call in calls)
+
+
+def _result(name: str, run: Run) -> Any:
+    step = run.steps[name]
+    return StepFailedError(name, step.code, step.message) if step.status == "failed" else unpack(step.result)
+
+
+def _differs(found: Step, begin: Begin) -> bool:
+    """In what is done; time-outs and retries may change with the code."""
+    if found.order is None:
+        return True
+    return (found.order.kind, found.order.target, found.args) != (begin.order.kind, begin.order.target, begin.args)
+
+
+def _is_undo(order: StepOrder | None) -> bool:
+    return order is not None and bool(order.undoes)
+
+
+def saga_function(name: str, *, version: int = 1, input: type | None = None) -> Callable[[SagaBody], FunctionSaga]:  # noqa: A002
+    """Register an async function ``(flow, input) -> output`` as a saga."""
+
+    def wrap(body: SagaBody) -> FunctionSaga:
+        return register(FunctionSaga(name, body, version=version, input_type=input))
+
+    return wrap

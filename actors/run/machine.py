@@ -1,0 +1,587 @@
+"""A tenant's open runs: what becomes of a command to one, and what follows from it for the others. Pure.
+
+Whatever a step's end makes possible is decided together with it, in one append: the next steps, the parent's step of a
+finished child, the place in the queue that came free.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any, assert_never
+
+import msgspec
+
+from actors.run import registry
+from actors.run.definition import Begin, NondeterminismError, Plan, Program
+from actors.run.state import Run, Step, describe, evolve
+from events.errors import (
+    AlreadyExistsError,
+    InvalidCommandError,
+    NotFoundError,
+    PlatformError,
+    RunClosedError,
+    TooManyRunsError,
+)
+from events.run import (
+    ENDS,
+    CancelRequested,
+    CancelRun,
+    CompensationStuck,
+    DescribeRun,
+    FailStep,
+    FinishStep,
+    KeptStep,
+    ReopenRun,
+    RetryRule,
+    RetryRun,
+    RunBlocked,
+    RunCommand,
+    RunEnded,
+    RunEvents,
+    RunFailing,
+    RunReopened,
+    RunStarted,
+    RunStatus,
+    RunUnblocked,
+    SignalReceived,
+    SignalRun,
+    StartRun,
+    StepFailed,
+    StepKept,
+    StepQueued,
+    StepRequeued,
+    StepScheduled,
+    StepSkipped,
+    StepSucceeded,
+    Used,
+    pack,
+)
+
+OPEN_RUNS_MAX = 10_000  # a tenant's, so that its state stays of a size that a snapshot can hold
+NAME_CHARS_MAX = 100
+SIGNALS_MAX = 1_000
+CHILD_DEPTH_MAX = 8
+FIRED_AT_ONCE_MAX = 500  # events of one append; what is left stays due
+STEPS_UNDER_WAY_MAX = 256
+STEPS_OF_TARGET_MAX = 64
+# Work that nobody has answered for this long, beyond the step's own time-out, is handed out again.
+REQUEUE_AFTER_US = 120_000_000
+WORK_KINDS = ("tool", "function", "model")
+
+
+class Runs(msgspec.Struct, frozen=True):
+    """``open`` by id; runs that have ended are in the log only. ``under_way`` counts steps with runners by target, ``due``
+    says when something about a run is due by itself, for those where something is.
+    """
+
+    open: Mapping[str, Run] = {}
+    under_way: Mapping[str, int] = {}
+    due: Mapping[str, int] = {}
+    queued: tuple[tuple[int, str, str], ...] = ()  # (-priority, run, step), in the order they get their turn
+
+    @property
+    def next_timer_us(self) -> int:
+        return min(self.due.values(), default=0)
+
+
+def next_due_us(run: Run) -> int:
+    """When something about the run is due by itself; 0: never."""
+    times = [run.deadline_us] if run.deadline_us and run.failing is None else []
+    times += [due for _, step in run.under_way() if (due := _step_due_us(step))]
+    return min(times, default=0)
+
+
+def _step_due_us(step: Step) -> int:
+    order = step.order
+    if order is None or step.status == "queued":
+        return 0
+    if step.status == "retrying":
+        return max(1, step.due_us)
+    if order.kind == "timer" or (order.kind == "signal" and order.timeout_us):
+        return step.due_us + order.timeout_us
+    return step.due_us + order.timeout_us + REQUEUE_AFTER_US if order.kind in WORK_KINDS else 0
+
+
+def fold(runs: Runs, event: RunEvents) -> Runs:
+    """What is now true of a tenant's runs."""
+    before = runs.open.get(event.run_id, Run(id=event.run_id))
+    after = evolve(before, event)
+    opened = {**runs.open, event.run_id: after}
+    if isinstance(event, RunEnded):
+        del opened[event.run_id]
+    queued = runs.queued
+    if isinstance(event, StepQueued):
+        queued = tuple(sorted((*queued, (-after.priority, event.run_id, event.order.step)), key=lambda item: item[0]))
+    elif isinstance(event, StepScheduled | StepSkipped) and queued:
+        name = event.order.step if isinstance(event, StepScheduled) else event.step
+        queued = tuple(item for item in queued if item[1:] != (event.run_id, name))
+    due_us = 0 if isinstance(event, RunEnded) else next_due_us(after)
+    return Runs(opened, _count(runs.under_way, before, after, event), _with_due(runs.due, event.run_id, due_us), queued)
+
+
+def _with_due(due: Mapping[str, int], run_id: str, due_us: int) -> Mapping[str, int]:
+    if due.get(run_id, 0) == due_us:
+        return due
+    if due_us:
+        return {**due, run_id: due_us}
+    return {other: at_us for other, at_us in due.items() if other != run_id}
+
+
+def _count(under_way: Mapping[str, int], before: Run, after: Run, event: RunEvents) -> Mapping[str, int]:
+    """``under_way`` after the event: steps come and go with runners."""
+    name = event.order.step if isinstance(event, StepScheduled) else getattr(event, "step", None)
+    if name is None:
+        return under_way
+    was, now = before.steps.get(name), after.steps.get(name)
+    change = _is_working(now) - _is_working(was)
+    order = now.order if now is not None else None
+    if not change or order is None:
+        return under_way
+    count = under_way.get(order.target, 0) + change
+    rest = {target: number for target, number in under_way.items() if target != order.target}
+    return {**rest, order.target: count} if count else rest
+
+
+def _is_working(step: Step | None) -> bool:
+    return step is not None and step.status == "scheduled" and step.order is not None and step.order.kind in WORK_KINDS
+
+
+def decide(runs: Runs, command: RunCommand, now_us: int) -> list[RunEvents]:
+    """What should happen. Raises Refusal."""
+    turn = _Turn(runs, now_us)
+    match command:
+        case StartRun():
+            turn.start(command)
+        case FinishStep():
+            turn.finish_step(command)
+        case FailStep():
+            turn.fail_step(command)
+        case SignalRun():
+            turn.signal(command)
+        case CancelRun(run_id, reason):
+            turn.cancel(run_id, reason)
+        case RetryRun(run_id):
+            _open_run(runs, run_id)
+            raise RunClosedError(run_id, "it is under way: it retries by itself")
+        case DescribeRun(run_id):
+            _open_run(runs, run_id)
+        case _:
+            assert_never(command)
+    return turn.events
+
+
+def reopen(run: Run, now_us: int) -> list[RunEvents]:
+    """Events that have a run tried again which had ended; ``run`` is folded from its stream. Raises RunClosedError."""
+    stuck = tuple(name for name, step in run.steps.items() if step.status == "stuck")
+    failed = tuple(name for name, step in run.steps.items() if step.status == "failed")
+    if run.status not in ENDS:
+        raise RunClosedError(run.id, "it is under way: it retries by itself")
+    if not stuck and (run.status != "failed" or not failed):
+        raise RunClosedError(run.id, f"it is {run.status}, nothing of it can be tried again in place; fork it instead")
+    turn = _Turn(Runs(), now_us)
+    turn.emit(RunReopened(run.id, stuck or failed, not stuck, pack(run)))
+    turn.fire(run.id)
+    return turn.events
+
+
+def fire_timers(runs: Runs, now_us: int, events_max: int = FIRED_AT_ONCE_MAX) -> list[RunEvents]:
+    """What is due by itself: retries, time-outs, timers, deadlines. As much as fits into one append."""
+    turn = _Turn(runs, now_us)
+    for run_id, due_us in runs.due.items():
+        if due_us <= now_us and run_id in turn.runs.open:
+            turn.fire(run_id)
+        if len(turn.events) >= events_max:
+            break
+    return turn.events
+
+
+def resume(runs: Runs, now_us: int) -> list[RunEvents]:
+    """What a tenant does when it is activated: runs whose code has come back go on."""
+    turn = _Turn(runs, now_us)
+    for run_id, run in runs.open.items():
+        if run.status == "blocked":
+            turn.advance(run_id)
+    return turn.events
+
+
+def run_of(command: ReopenRun) -> Run:
+    return _decode_run(command.run)
+
+
+def answer(runs: Runs, command: RunCommand | ReopenRun) -> dict[str, Any]:
+    run = runs.open.get(command.run_id)
+    return describe(run) if run is not None else {"id": command.run_id}
+
+
+def backoff_us(rule: RetryRule, attempt: int, run_id: str, step: str) -> int:
+    """The delay after a failed attempt, with full jitter. The dice are the run's own: the same history, the same delay."""
+    ceiling = min(rule.max_us, rule.first_us * rule.factor ** (attempt - 1))
+    digest = hashlib.sha256(f"{run_id}\x00{step}\x00{attempt}".encode()).digest()
+    return 1 + int(ceiling * int.from_bytes(digest[:8], "big") / 2**64)
+
+
+def idempotency_key(tenant: str, run_id: str, step: str, forgiven: int) -> str:
+    """What makes an effect happen once however often it is attempted: the same for all attempts of a step, until a person
+    has it tried anew after ``forgiven`` attempts that failed for good.
+    """
+    parts = (tenant, run_id, step, str(forgiven))
+    return hashlib.sha256("\x00".join(parts).encode()).hexdigest()[:40]
+
+
+def _open_run(runs: Runs, run_id: str) -> Run:
+    run = runs.open.get(run_id)
+    if run is None:
+        raise NotFoundError("open run", run_id)
+    return run
+
+
+class _Turn:
+    """Events in the making, and the runs as they will be after them."""
+
+    def __init__(self, runs: Runs, now_us: int) -> None:
+        self.runs, self.now_us = runs, now_us
+        self.events: list[RunEvents] = []
+
+    def emit(self, event: RunEvents) -> None:
+        self.events.append(event)
+        self.runs = fold(self.runs, event)
+
+    def run(self, run_id: str) -> Run:
+        return _open_run(self.runs, run_id)
+
+    # commands
+
+    def start(self, command: StartRun) -> None:
+        if command.run_id in self.runs.open:
+            raise AlreadyExistsError("run", command.run_id)
+        if len(self.runs.open) >= OPEN_RUNS_MAX:
+            raise TooManyRunsError(len(self.runs.open), OPEN_RUNS_MAX)
+        _check_name("run id", command.run_id)
+        if "/" in command.run_id:
+            raise InvalidCommandError(f"a run id has no slash, got {command.run_id!r}")
+        if command.deadline_us and command.deadline_us <= self.now_us:
+            raise InvalidCommandError("the run's deadline is over already")
+        program = registry.find(command.saga, command.version)
+        program.check_input(command.input)
+        self._begin(command, program.version)
+
+    def _begin(self, command: StartRun, version: int) -> None:
+        self.emit(
+            RunStarted(
+                command.run_id, command.saga, version, command.input, self.now_us, command.priority,
+                command.deadline_us, command.parent, command.key_id, command.tags, command.forked_from,
+            )
+        )  # fmt: skip
+        for kept in command.kept:
+            self.emit(StepKept(command.run_id, kept.order, kept.args, kept.result))
+        self.advance(command.run_id)
+
+    def finish_step(self, command: FinishStep) -> None:
+        run = self.run(command.run_id)
+        step = run.steps.get(command.step)
+        if step is None:
+            raise NotFoundError("step", command.step)
+        if step.status in ("scheduled", "retrying"):  # a late answer of an earlier attempt is as good as any
+            self._succeed(command.run_id, command.step, command.result, command.duration_us, command.used)
+            self.advance(command.run_id)
+
+    def fail_step(self, command: FailStep) -> None:
+        run = self.run(command.run_id)
+        step = run.steps.get(command.step)
+        if step is None:
+            raise NotFoundError("step", command.step)
+        if step.status == "scheduled" and step.attempt == command.attempt:
+            self._fail(run, command.step, command)
+            self.advance(command.run_id)
+
+    def signal(self, command: SignalRun) -> None:
+        run = self.run(command.run_id)
+        _check_name("signal's name", command.name)
+        if len(run.signals) >= SIGNALS_MAX:
+            raise RunClosedError(run.id, f"{SIGNALS_MAX} signals wait already that no step has asked for")
+        self.emit(SignalReceived(run.id, command.name, command.payload))
+        self.advance(run.id)
+
+    def cancel(self, run_id: str, reason: str) -> None:
+        run = self.run(run_id)
+        if run.is_cancelled:
+            return
+        self.emit(CancelRequested(run_id, reason[:500]))
+        if run.failing is None:
+            self.emit(RunFailing(run_id, "cancelled", reason[:500] or "cancelled on request", "cancelled"))
+        self.advance(run_id)
+
+    # time
+
+    def fire(self, run_id: str) -> None:
+        run = self.runs.open[run_id]
+        if run.deadline_us and run.failing is None and run.deadline_us <= self.now_us:
+            self.emit(RunFailing(run_id, "timed_out", "the run took longer than it may", "timed_out"))
+        for name, step in list(run.under_way()):
+            due_us = _step_due_us(step)
+            if due_us and due_us <= self.now_us:
+                self._fire_step(run_id, name, step)
+        self.advance(run_id)
+
+    def _fire_step(self, run_id: str, name: str, step: Step) -> None:
+        order = step.order
+        assert order is not None
+        if step.status == "retrying":
+            self._schedule(run_id, Begin(order, step.args), step.attempt + 1)
+        elif order.kind == "timer":
+            self._succeed(run_id, name, pack(None), 0, Used())
+        elif order.kind == "signal":
+            self.emit(StepFailed(run_id, name, 1, "signal_timeout", f"no signal {name!r} came in time", 0, 0, Used()))
+        else:
+            self.emit(StepRequeued(run_id, name, self.now_us))
+
+    # what follows
+
+    def advance(self, run_id: str) -> None:
+        """Until nothing more follows: start what can be started, undo what has to be undone, end what is done."""
+        while (run := self.runs.open.get(run_id)) is not None:
+            before = len(self.events)
+            program = self._program(run)
+            if program is None:
+                return
+            self._take_signals(run_id)
+            try:
+                self._advance_once(self.runs.open[run_id], program)
+            except NondeterminismError as error:
+                self.emit(RunBlocked(run_id, str(error)))
+                return
+            except Exception as error:  # noqa: BLE001 - the saga's own functions: their defect is that run's failure
+                self._fail_run(run_id, "saga_failed", f"{type(error).__name__}: {error}")
+            if len(self.events) == before:
+                return
+
+    def _program(self, run: Run) -> Program | None:
+        try:
+            program = registry.find(run.saga, run.version)
+        except registry.UnknownSagaError as error:
+            if run.status != "blocked":
+                self.emit(RunBlocked(run.id, str(error)))
+            return None
+        if run.status == "blocked":
+            self.emit(RunUnblocked(run.id))
+        return program
+
+    def _take_signals(self, run_id: str) -> None:
+        run = self.runs.open[run_id]
+        for name, step in list(run.under_way()):
+            if step.order is not None and step.order.kind == "signal" and step.status == "scheduled":
+                found = next(
+                    (payload for sent, payload in self.runs.open[run_id].signals if sent == step.order.target), None
+                )
+                if found is not None:
+                    self._succeed(run_id, name, found, self.now_us - step.due_us, Used())
+
+    def _advance_once(self, run: Run, program: Program) -> None:
+        if run.failing is None and (broken := _failed_step(run)) is not None:
+            name, step = broken
+            self.emit(RunFailing(run.id, step.code, f"step {name!r}: {step.message}", "compensated"))
+            return
+        if run.failing is None:
+            self._go_on(run, program)
+            return
+        self._stop_waiting(run.id)
+        stopped = self.runs.open.get(run.id)
+        if stopped is not None and all(step.order and step.order.undoes for _, step in stopped.under_way()):
+            self._go_back(stopped, program)
+
+    def _go_on(self, run: Run, program: Program) -> None:
+        plan = program.forward(run)
+        if plan.failure is not None:
+            self._fail_run(run.id, *plan.failure)
+        elif plan.output is not None:
+            self._end(run, "completed", plan.output)
+        else:
+            self._follow(run.id, plan)
+
+    def _stop_waiting(self, run_id: str) -> None:
+        """A failing run starts nothing more: what only waits is skipped, children are cancelled. What runs is waited for, and
+        so is a step of which nobody knows whether it took effect.
+        """
+        for name in list(self.runs.open[run_id].steps):
+            run = self.runs.open.get(run_id)
+            if run is None:
+                return
+            step = run.steps[name]
+            order = step.order
+            if order is None or order.undoes or not step.is_under_way:
+                continue
+            waits = step.status == "retrying" and not step.may_have_happened
+            if waits or step.status == "queued" or order.kind in ("signal", "timer"):
+                self.emit(StepSkipped(run_id, name))
+            elif order.kind == "child" and (child := child_id(run_id, name)) in self.runs.open:
+                self.cancel(child, "its parent run was cancelled or has failed")
+
+    def _go_back(self, run: Run, program: Program) -> None:
+        assert run.failing is not None
+        plan = program.backward(run)
+        if plan.start:
+            self._follow(run.id, plan)
+            return
+        if any(run.under_way()):
+            return
+        stuck = [step.order.undoes for step in run.steps.values() if step.status == "stuck" and step.order is not None]
+        unknown = [
+            name for name, step in run.steps.items()
+            if step.status == "failed" and step.may_have_happened and program.has_undo(run, name)
+            and f"undo:{name}" not in run.steps
+        ]  # fmt: skip
+        has_undone = any(step.order is not None and step.order.undoes for step in run.steps.values())
+        if stuck:
+            self._end(run, "failed", message=f"{run.failing.message}; could not be undone: {', '.join(stuck)}")
+        elif unknown:
+            text = f"{run.failing.message}; nobody knows whether these took effect: {', '.join(unknown)}"
+            self._end(run, "failed", message=text)
+        elif run.failing.end == "compensated" and not has_undone:
+            self._end(run, "failed")
+        else:
+            self._end(run, run.failing.end)
+
+    def _fail_run(self, run_id: str, code: str, message: str) -> None:
+        run = self.runs.open.get(run_id)
+        if run is None:
+            return
+        if run.failing is None:
+            self.emit(RunFailing(run_id, code, message[:1_000], "compensated"))
+        else:  # even the way back is broken: a person has to look
+            self._end(run, "failed", message=f"{run.failing.message}; then {message[:1_000]}")
+
+    def _follow(self, run_id: str, plan: Plan) -> None:
+        for name in plan.skip:
+            self.emit(StepSkipped(run_id, name))
+        for begin in plan.start:
+            self._start_step(run_id, begin)
+
+    def _start_step(self, run_id: str, begin: Begin) -> None:
+        order = begin.order
+        if order.kind in WORK_KINDS and not order.undoes and not self._has_room(order.target):
+            self.emit(StepQueued(run_id, order, begin.args))
+            return
+        self._schedule(run_id, begin, 1)
+        if order.kind == "child":
+            self._start_child(run_id, begin)
+
+    def _has_room(self, target: str) -> bool:
+        under_way = self.runs.under_way
+        return under_way.get(target, 0) < STEPS_OF_TARGET_MAX and sum(under_way.values()) < STEPS_UNDER_WAY_MAX
+
+    def _schedule(self, run_id: str, begin: Begin, attempt: int) -> None:
+        self.emit(StepScheduled(run_id, begin.order, begin.args, attempt, self.now_us))
+
+    def _start_child(self, parent: str, begin: Begin) -> None:
+        order = begin.order
+        run = self.run(parent)
+        identity = child_id(parent, order.step)
+        problem = ""
+        if parent.count("/") >= CHILD_DEPTH_MAX:
+            problem = f"runs nest at most {CHILD_DEPTH_MAX} deep"
+        elif len(self.runs.open) >= OPEN_RUNS_MAX:
+            problem = f"the tenant has {OPEN_RUNS_MAX} open runs already"
+        try:
+            program = registry.find(order.target)
+            program.check_input(begin.args)
+        except PlatformError as error:
+            problem = str(error)
+        if problem:
+            self.emit(StepFailed(parent, order.step, 1, "child_refused", problem, 0, 0, Used()))
+            return
+        command = StartRun(
+            identity, order.target, begin.args, program.version, run.priority, 0, parent, run.key_id, dict(run.tags)
+        )
+        self._begin(command, program.version)
+
+    def _succeed(self, run_id: str, step: str, result: bytes, duration_us: int, used: Used) -> None:
+        found = self.runs.open[run_id].steps[step]
+        self.emit(StepSucceeded(run_id, step, found.attempt, result, duration_us, used))
+        self._fill_room()
+
+    def _fail(self, run: Run, name: str, command: FailStep) -> None:
+        step = run.steps[name]
+        assert step.order is not None
+        rule, attempts = step.order.retry, step.attempt - step.forgiven
+        may_retry = command.is_retryable and command.code not in rule.never and attempts < rule.attempts_max
+        retry_at_us = 0
+        if may_retry:
+            delay_us = max(backoff_us(rule, attempts, run.id, name), command.retry_after_us)
+            retry_at_us = self.now_us + delay_us
+        self.emit(
+            StepFailed(
+                run.id, name, step.attempt, command.code, command.message[:1_000], retry_at_us, command.duration_us,
+                command.used,
+                command.may_have_happened,
+            )
+        )  # fmt: skip
+        if step.order.undoes and not may_retry:
+            self.emit(CompensationStuck(run.id, name, command.message[:1_000]))
+        self._fill_room()
+
+    def _fill_room(self) -> None:
+        """Steps that waited for room get what came free, by priority, then by age."""
+        for _, run_id, name in self.runs.queued:
+            step = self.runs.open[run_id].steps[name]
+            assert step.order is not None
+            if self._has_room(step.order.target):
+                self._schedule(run_id, Begin(step.order, step.args), 1)
+
+    def _end(self, run: Run, status: RunStatus, output: bytes = b"", message: str = "") -> None:
+        self.emit(RunEnded(run.id, status, self.now_us, output, message=message))
+        if run.parent and (parent := self.runs.open.get(run.parent)) is not None:
+            self._report_to_parent(parent, run, status, output, message)
+
+    def _report_to_parent(self, parent: Run, child: Run, status: RunStatus, output: bytes, message: str) -> None:
+        name = child.id.rpartition("/")[2]
+        step = parent.steps.get(name)
+        if step is None or step.status != "scheduled":
+            return
+        duration_us = self.now_us - child.started_us
+        if status == "completed":
+            self._succeed(parent.id, name, output, duration_us, child.used)
+        else:
+            text = f"run {child.id} is {status}: {message or child.message}"
+            self.emit(StepFailed(parent.id, name, 1, f"child_{status}", text[:1_000], 0, duration_us, child.used))
+        self.advance(parent.id)
+
+
+_decode_run = msgspec.msgpack.Decoder(Run).decode
+
+
+def child_id(parent: str, step: str) -> str:
+    return f"{parent}/{step}"
+
+
+def _failed_step(run: Run) -> tuple[str, Step] | None:
+    return next(
+        ((name, step) for name, step in run.steps.items() if step.status == "failed" and not step.is_done), None
+    )
+
+
+def _check_name(what: str, text: str) -> None:
+    if not 0 < len(text) <= NAME_CHARS_MAX or not text.isprintable():
+        raise InvalidCommandError(f"a {what} has 1 to {NAME_CHARS_MAX} printable characters, got {text[:40]!r}")
+
+
+def fold_stream(events: Iterable[RunEvents]) -> Run:
+    """A run from its whole stream, open or ended."""
+    run = Run()
+    for event in events:
+        run = evolve(run, event)
+    return run
+
+
+def kept_until(run: Run, step: str) -> tuple[KeptStep, ...]:
+    """What a fork that begins anew at ``step`` takes over: what had finished before that step was begun.
+
+    Raises:
+        NotFoundError: The run never came to that step.
+    """
+    if step not in run.steps:
+        raise NotFoundError("step", step)
+    names = list(run.steps)[: list(run.steps).index(step)]
+    return tuple(
+        KeptStep(found.order, found.args, found.result)
+        for name in names
+        if (found := run.steps[name]).status == "succeeded" and found.order is not None and not found.order.undoes
+    )

@@ -1,0 +1,247 @@
+"""Carries out steps: takes them from the work queue, fair between tenants, does them, tells the tenant.
+
+Keeps no state of its own. A runner that dies in the middle leaves its messages to the next one, which asks the tenant
+whether the step is still wanted before it does it again, under the same idempotency key.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+from actors.run.dispatcher import SEALED_AS
+from actors.run.fair_queue import FairQueue
+from actors.run.functions import StepContext, StepFailure, find_function
+from events.ask import Asker
+from events.errors import CommandRefusedError, PlatformError, Refusal
+from events.ids import derived_id
+from events.run import DescribeRun, FailStep, FinishStep, Reference, Used, pack, unpack
+from events.sealing import Cipher, open_bytes
+from events.work import ACK_WAIT_S, Taken, WorkItem, WorkQueue
+
+log = logging.getLogger(__name__)
+
+STEPS_AT_ONCE = 64
+_HELD_MAX = 512  # more than run at once: so a runner can be fair between those that wait
+_TAKE_WAIT_S = 5.0
+_RETRY_S = 0.5
+_TELL_PATIENCE_S = 300.0
+_INLINE_BYTES_MAX = 64 * 1024  # larger payloads go to the object area
+_decode_item = msgspec.msgpack.Decoder(WorkItem).decode
+
+
+class Done(msgspec.Struct, frozen=True):
+    """What a step returned: plain data, and what it cost."""
+
+    result: Any
+    used: Used = Used()
+
+
+class Ciphers(Protocol):
+    async def cipher(self, tenant: str) -> Cipher: ...
+
+
+class ObjectArea(Protocol):
+    async def put(self, tenant: str, payload: bytes) -> Reference: ...
+
+    async def get(self, tenant: str, reference: Reference) -> bytes: ...
+
+
+# Does the work of one kind of step, with its arguments fetched; cancelled when the step's time is over.
+Handler = Callable[[WorkItem, Any], Awaitable[Done]]
+
+
+async def call_function(item: WorkItem, args: Any) -> Done:
+    """Steps of kind ``function``."""
+    context = StepContext(item.tenant, item.run_id, item.order.step, item.attempt, item.idempotency_key)
+    return Done(await find_function(item.order.target)(args, context))
+
+
+class Runner:
+    """``run`` until cancelled; ``drain`` finishes what has begun and gives the rest back."""
+
+    def __init__(
+        self,
+        queue: WorkQueue,
+        asker: Asker,
+        ciphers: Ciphers,
+        objects: ObjectArea,
+        handlers: Mapping[str, Handler],
+        steps_at_once: int = STEPS_AT_ONCE,
+    ) -> None:
+        self._queue, self._asker, self._ciphers, self._objects = queue, asker, ciphers, objects
+        self._handlers, self._steps_at_once = handlers, steps_at_once
+        self._waiting: FairQueue[Taken] = FairQueue()
+        self._held: set[Taken] = set()
+        self._running: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
+        self._is_draining = False
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._take())
+            group.create_task(self._hold())
+            group.create_task(self._start())
+
+    async def drain(self) -> None:
+        """Take nothing more; give back what has not begun; return when what has begun is told."""
+        self._is_draining = True
+        self._changed.set()
+        while len(self._waiting):
+            taken = self._waiting.pop()
+            self._held.discard(taken)
+            await taken.give_back(0.0)
+        if self._running:
+            await asyncio.wait(self._running)
+
+    async def _take(self) -> None:
+        while not self._is_draining:
+            room = min(100, _HELD_MAX - len(self._held))
+            if room <= 0:
+                await self._change()
+                continue
+            try:
+                found = await self._queue.take(room, _TAKE_WAIT_S)
+            except PlatformError as error:
+                log.warning("runner.take_retried: %s", error)
+                await asyncio.sleep(_RETRY_S)  # back-off; only asking again tells
+                continue
+            for taken in found:
+                self._held.add(taken)
+                message = taken.message
+                self._waiting.push(message.tenant, taken, priority=message.priority, weight=message.weight)
+            if found:
+                self._changed.set()
+
+    async def _change(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
+
+    async def _hold(self) -> None:
+        """What waits or runs here stays ours."""
+        while True:
+            await asyncio.sleep(ACK_WAIT_S / 3)  # the beat itself
+            for taken in list(self._held):
+                await taken.hold()
+
+    async def _start(self) -> None:
+        while not self._is_draining:
+            if len(self._waiting) and len(self._running) < self._steps_at_once:
+                taken = self._waiting.pop()
+                task = asyncio.create_task(self._serve(taken), name=f"step-{taken.message.tenant}")
+                self._running.add(task)
+                task.add_done_callback(self._ended)
+            else:
+                await self._change()
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._running.discard(task)
+        self._changed.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("runner.step_crashed", exc_info=error)
+
+    async def _serve(self, taken: Taken) -> None:
+        """One message from here to its acknowledgement. It is acknowledged only when the tenant knows, or wants no more."""
+        try:
+            item = await self._open(taken)
+            is_wanted = item is not None and (not (item.again or taken.is_redelivered) or await self._is_wanted(item))
+            if item is not None and is_wanted:
+                await self._carry_out(item)
+            await taken.done()
+        except PlatformError as error:
+            log.warning("runner.step_given_back tenant=%s: %s", taken.message.tenant, error)
+            await taken.give_back(_RETRY_S)
+        finally:
+            self._held.discard(taken)
+
+    async def _open(self, taken: Taken) -> WorkItem | None:
+        """None: its tenant was erased."""
+        cipher = await self._ciphers.cipher(taken.message.tenant)
+        body = open_bytes(cipher, SEALED_AS, taken.message.body)
+        return _decode_item(body) if body is not None else None
+
+    async def _is_wanted(self, item: WorkItem) -> bool:
+        """Whether the tenant still waits for this attempt. Raises PlatformError where that can't be learnt."""
+        try:
+            ok = await self._asker.ask(item.tenant, DescribeRun(item.run_id), actor="runner")
+        except CommandRefusedError as refusal:
+            if refusal.retry_after_s is not None:
+                raise
+            return False  # the run has ended, or its tenant is gone
+        return any(
+            step["name"] == item.order.step and step["status"] == "scheduled" and step["attempts"] == item.attempt
+            for step in ok.result["steps"]
+        )
+
+    async def _carry_out(self, item: WorkItem) -> None:
+        began = time.monotonic()
+        command: FinishStep | FailStep
+        try:
+            done = await self._do(item)
+            payload = await self._payload(item.tenant, done.result)
+            duration_us = int((time.monotonic() - began) * 1e6)
+            command = FinishStep(item.run_id, item.order.step, item.attempt, payload, duration_us, done.used)
+        except Exception as error:  # noqa: BLE001 - whatever a step raises is that step's failure
+            command = _failure(item, error, int((time.monotonic() - began) * 1e6))
+        await self._tell(item, command)
+
+    async def _do(self, item: WorkItem) -> Done:
+        """Raises what the step raises; TimeoutError when its time is over."""
+        handler = self._handlers.get(item.order.kind)
+        if handler is None:
+            raise StepFailure("no_handler", f"no runner here carries out steps of kind {item.order.kind!r}")
+        async with asyncio.timeout(item.order.timeout_us / 1e6):
+            args = unpack(item.args)
+            if isinstance(args, Reference):
+                args = unpack(await self._objects.get(item.tenant, args))
+            return await handler(item, args)
+
+    async def _payload(self, tenant: str, result: Any) -> bytes:
+        payload = pack(result)
+        if len(payload) <= _INLINE_BYTES_MAX:
+            return payload
+        return pack(await self._objects.put(tenant, payload))
+
+    async def _tell(self, item: WorkItem, command: FinishStep | FailStep) -> None:
+        """Until the tenant has it in its log. The command id is the attempt's own: telling it twice changes nothing."""
+        command_id = derived_id(item.tenant, item.run_id, item.order.step, str(item.attempt), type(command).__name__)
+        gives_up_at = time.monotonic() + _TELL_PATIENCE_S
+        while True:
+            try:
+                await self._asker.ask(
+                    item.tenant, command, actor="runner", command_id=command_id, correlation_id=item.run_id
+                )
+                return
+            except CommandRefusedError as refusal:
+                if refusal.retry_after_s is None:  # the run has ended meanwhile
+                    log.info("runner.result_unwanted run=%s step=%s: %s", item.run_id, item.order.step, refusal)
+                    return
+            except PlatformError as error:
+                if time.monotonic() > gives_up_at:
+                    raise
+                log.warning("runner.result_retried run=%s step=%s: %s", item.run_id, item.order.step, error)
+            await asyncio.sleep(_RETRY_S)  # back-off; only asking again tells
+
+
+def _failure(item: WorkItem, error: Exception, duration_us: int) -> FailStep:
+    """How the step failed, in the saga's words. ``may_have_happened`` is the question that matters for money and mail."""
+    code, message, retryable, retry_after_s, unknown = "failed", f"{type(error).__name__}: {error}", True, 0.0, True
+    match error:
+        case TimeoutError():
+            code, message = "timeout", f"no answer within {item.order.timeout_us / 1e6:g} s"
+        case StepFailure():
+            code, message, retryable, retry_after_s = error.code, error.message, error.retryable, error.retry_after_s
+            unknown = False
+        case PlatformError():
+            code, message = error.code, str(error)
+            retryable = error.retryable or not isinstance(error, Refusal)
+            retry_after_s = getattr(error, "retry_after_s", None) or 0.0
+            unknown = bool(getattr(error, "may_have_happened", not isinstance(error, Refusal)))
+    used = Used(cost_nano_usd=getattr(error, "cost_nano_usd", 0))
+    return FailStep(
+        item.run_id, item.order.step, item.attempt, code[:64], message[:1_000], retryable, duration_us,
+        int(retry_after_s * 1e6), unknown, used,
+    )  # fmt: skip

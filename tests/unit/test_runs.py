@@ -1,0 +1,404 @@
+"""Sagas as pure functions: what follows from what."""
+
+import uuid
+from typing import Any
+
+import msgspec
+import pytest
+
+from actors.run import Child, Parallel, Retry, Saga, Sequential, Signal, Step, Timer, Undo, machine, register, registry
+from actors.run.definition import Node
+from actors.run.machine import REQUEUE_AFTER_US, STEPS_OF_TARGET_MAX, backoff_us
+from events.errors import InvalidCommandError, NotFoundError, RunClosedError
+from events.run import FinishStep, RetryRule, RetryRun, StartRun, StepRequeued, StepSucceeded, pack
+from tests.kit.factories import NOW_US
+from tests.kit.runs import Lab
+
+
+class Order(msgspec.Struct):
+    sku: str
+    amount: int
+
+
+def saga(*steps: Node, **more: Any) -> str:
+    """Registered under a name of its own."""
+    return register(Saga(f"s-{uuid.uuid4().hex[:8]}", steps=steps, **more)).name
+
+
+def undo(name: str) -> Undo:
+    return Undo(tool="t", args=lambda run: {"undo": name, "id": run.get(name)})
+
+
+def order_saga() -> str:
+    return saga(
+        Parallel(
+            Step("reserve", tool="stock", args=lambda run: run.input.sku, undo=undo("reserve")),
+            Step("charge", tool="payments", args=lambda run: run.input.amount, undo=undo("charge")),
+        ),
+        Step("email", tool="email"),
+        Step("ship", tool="shipping", args=lambda run: [run["reserve"], run["charge"]]),
+        input=Order,
+        output=lambda run: {"shipped": run["ship"]},
+    )
+
+
+def started(lab: Lab) -> Lab:
+    lab.start(order_saga(), {"sku": "robe", "amount": 3})
+    return lab
+
+
+def test_steps_follow_each_other_and_groups_go_side_by_side() -> None:
+    lab = started(Lab())
+    assert lab.names() == ["reserve", "charge"]
+    lab.finish("charge", "c1")
+    assert lab.names() == ["reserve"]
+    lab.finish("reserve", "r1")
+    assert lab.names() == ["email"]
+    lab.finish("email")
+    assert msgspec.msgpack.decode(lab.work("ship").args) == ["r1", "c1"]
+    lab.finish("ship", "parcel")
+    assert (lab.run().status, lab.output()) == ("completed", {"shipped": "parcel"})
+    assert lab.runs.open == {}
+    assert lab.runs.under_way == {}
+
+
+def test_a_failure_undoes_what_finished_in_reverse_order_and_side_by_side() -> None:
+    lab = started(Lab())
+    lab.finish("reserve", "r1")
+    lab.finish("charge", "c1")
+    lab.finish("email")
+    lab.fail("ship")
+    assert sorted(lab.names()) == ["undo:charge", "undo:reserve"]
+    assert msgspec.msgpack.decode(lab.work("undo:charge").args) == {"undo": "charge", "id": "c1"}
+    lab.finish("undo:charge")
+    assert lab.run().status == "compensating"
+    lab.finish("undo:reserve")
+    run = lab.run()
+    assert (run.status, run.code) == ("compensated", "broken")
+
+
+def test_undoing_waits_for_what_is_still_running_and_undoes_that_too() -> None:
+    lab = started(Lab())
+    lab.fail("reserve")
+    assert lab.names() == ["charge"], "nobody knows yet whether it will have taken effect"
+    lab.finish("charge", "c1")
+    assert lab.names() == ["undo:charge"]
+    lab.finish("undo:charge")
+    assert lab.run().status == "compensated"
+
+
+def test_sequential_steps_are_undone_one_after_the_other() -> None:
+    lab = Lab()
+    lab.start(saga(Step("a", tool="t", undo=undo("a")), Step("b", tool="t", undo=undo("b")), Step("c", tool="t")))
+    lab.finish("a")
+    lab.finish("b")
+    lab.fail("c")
+    assert lab.names() == ["undo:b"]
+    lab.finish("undo:b")
+    assert lab.names() == ["undo:a"]
+    lab.finish("undo:a")
+    assert lab.run().status == "compensated"
+
+
+def test_a_failed_run_with_nothing_to_undo_has_failed() -> None:
+    lab = Lab()
+    lab.start(saga(Step("a", tool="t")))
+    lab.fail("a", "card_declined")
+    assert (lab.run().status, lab.run().code) == ("failed", "card_declined")
+
+
+def test_a_retry_waits_longer_each_time_and_keeps_its_dice() -> None:
+    lab = Lab()
+    lab.start(saga(Step("a", tool="t", retry=Retry(attempts=3, first_s=10, factor=3))))
+    attempts = []
+    for _ in range(2):
+        attempts.append(lab.work("a").attempt)
+        lab.fail("a", "busy", retryable=True)
+        assert lab.names() == []
+        lab.wait(31)
+    assert attempts == [1, 2]
+    assert lab.work("a").attempt == 3
+    lab.fail("a", "busy", retryable=True)
+    assert lab.run().status == "failed"
+
+
+def test_backoff_is_bounded_and_the_same_for_the_same_history() -> None:
+    rule = RetryRule(5, 1_000, 2.0, 3_000)
+    delays = [[backoff_us(rule, n, f"r{i}", "s") for i in range(200)] for n in (1, 2, 3, 9)]
+    for ceiling, seen in zip((1_000, 2_000, 3_000, 3_000), delays, strict=True):
+        assert 0 < min(seen) < ceiling / 5
+        assert ceiling * 0.8 < max(seen) <= ceiling + 1
+    assert backoff_us(rule, 2, "r", "s") == backoff_us(rule, 2, "r", "s")
+
+
+@pytest.mark.parametrize(("code", "never"), [("busy", ("busy",)), ("busy", ())])
+def test_some_errors_are_never_retried(code: str, never: tuple[str, ...]) -> None:
+    lab = Lab()
+    lab.start(saga(Step("a", tool="t", retry=Retry(never=never))))
+    lab.fail("a", code, retryable=not never or True)
+    assert (lab.run().status == "failed") is bool(never)
+
+
+def test_the_same_attempt_is_counted_once_and_a_late_answer_counts() -> None:
+    lab = Lab()
+    lab.start(saga(Step("a", tool="t"), Step("b", tool="t")))
+    item = lab.work("a")
+    lab.fail("a", "timeout", retryable=True)
+    assert lab.send(FinishStep("r", "a", item.attempt, pack(1), 5)), "it was done after all"
+    assert lab.send(FinishStep("r", "a", item.attempt, pack(2), 5)) == []
+    assert sum(isinstance(event, StepSucceeded) for event in lab.history) == 1
+    assert lab.run().result("a") == 1
+
+
+def test_a_step_is_skipped_where_its_condition_does_not_hold() -> None:
+    name = saga(
+        Step("score", tool="t"),
+        Step("review", tool="t", when=lambda run: run["score"] > 5),
+        Step("end", tool="t", args=lambda run: run.get("review", "none")),
+    )
+    for score, seen in ((9, ["review"]), (1, ["end"])):
+        lab = Lab()
+        lab.start(name)
+        lab.finish("score", score)
+        assert lab.names() == seen
+
+
+def test_branches_of_a_group_may_be_sequences() -> None:
+    lab = Lab()
+    lab.start(
+        saga(
+            Parallel(
+                Sequential(Step("a1", tool="t", undo=undo("a1")), Step("a2", tool="t", undo=undo("a2"))),
+                Sequential(Step("b1", tool="t", undo=undo("b1")), Step("b2", tool="t")),
+            ),
+            Step("c", tool="t"),
+        )
+    )
+    lab.finish("a1")
+    assert sorted(lab.names()) == ["a2", "b1"]
+    lab.finish("a2")
+    lab.finish("b1")
+    lab.finish("b2")
+    lab.fail("c")
+    assert sorted(lab.names()) == ["undo:a2", "undo:b1"]
+    lab.finish("undo:a2")
+    assert sorted(lab.names()) == ["undo:a1", "undo:b1"]
+
+
+def test_signals_are_kept_until_a_step_waits_for_them() -> None:
+    lab = Lab()
+    lab.start(saga(Step("a", tool="t"), Signal("approved"), Step("b", tool="t", args=lambda run: run["approved"])))
+    lab.signal("approved", {"by": "ann"})
+    lab.finish("a")
+    assert msgspec.msgpack.decode(lab.work("b").args) == {"by": "ann"}
+    assert lab.run().signals == ()
+
+
+def test_a_signal_that_does_not_come_in_time_fails_the_run() -> None:
+    lab = Lab()
+    lab.start(saga(Signal("approved", timeout_s=3_600)))
+    lab.wait(3_599)
+    assert lab.run().status == "running"
+    lab.wait(2)
+    assert (lab.run().status, lab.run().code) == ("failed", "signal_timeout")
+
+
+def test_a_timer_of_months_ends_to_the_second() -> None:
+    lab = Lab()
+    lab.start(saga(Timer("cool_off", seconds=90 * 24 * 3_600), Step("bill", tool="t")))
+    lab.wait(90 * 24 * 3_600 - 1)
+    assert lab.names() == []
+    lab.wait(1)
+    assert lab.names() == ["bill"]
+
+
+def test_a_deadline_undoes_and_ends_as_timed_out() -> None:
+    lab = Lab()
+    lab.start(saga(Step("a", tool="t", undo=undo("a")), Signal("never")), deadline_us=NOW_US + 5_000_000)
+    lab.finish("a")
+    lab.wait(6)
+    assert lab.names() == ["undo:a"]
+    lab.finish("undo:a")
+    assert lab.run().status == "timed_out"
+
+
+def test_cancelling_undoes_and_reaches_children() -> None:
+    child = saga(Step("c1", tool="t", undo=undo("c1")), Signal("never"))
+    lab = Lab()
+    lab.start(saga(Step("a", tool="t", undo=undo("a")), Child("kid", saga=child), Step("z", tool="t")))
+    lab.finish("a")
+    lab.finish("c1")
+    assert lab.runs.open.keys() == {"r", "r/kid"}
+    lab.cancel()
+    lab.finish("undo:c1")
+    assert lab.run("r/kid").status == "cancelled"
+    lab.finish("undo:a")
+    assert lab.run().status == "cancelled"
+    assert lab.runs.open == {}
+
+
+def test_a_childs_output_is_its_steps_result_and_its_failure_the_steps() -> None:
+    child = saga(Step("work", tool="t", args=lambda run: run.input), output=lambda run: run["work"] * 2)
+    parent = saga(Child("kid", saga=child, input=lambda _run: 21), output=lambda run: run["kid"])
+    lab = Lab()
+    lab.start(parent)
+    lab.finish("work", 21)
+    assert lab.output() == 42
+    lab = Lab()
+    lab.start(parent)
+    lab.fail("work")
+    assert (lab.run().status, lab.run().code) == ("failed", "child_failed")
+
+
+def test_a_compensation_that_fails_for_good_is_stuck_until_a_person_has_it_tried_again() -> None:
+    lab = Lab()
+    forever = Undo(tool="t", retry=Retry(attempts=2))
+    lab.start(saga(Step("a", tool="t", undo=undo("a")), Step("b", tool="t", undo=forever), Step("c", tool="t")))
+    lab.finish("a")
+    lab.finish("b")
+    lab.fail("c")
+    lab.fail("undo:b", retryable=True)
+    lab.wait(120)
+    lab.fail("undo:b", retryable=True)
+    assert lab.names() == ["undo:a"], "the rest is undone all the same"
+    lab.finish("undo:a")
+    run = lab.run()
+    assert run.status == "failed"
+    assert "could not be undone: b" in run.message
+    lab.take(machine.reopen(run, lab.now_us))
+    lab.finish("undo:b")
+    assert lab.run().status == "compensated"
+
+
+def test_a_failed_run_goes_on_where_it_failed() -> None:
+    lab = Lab()
+    lab.start(saga(Step("a", tool="t"), Step("b", tool="t"), output=lambda run: run["b"]))
+    lab.finish("a")
+    lab.fail("b")
+    lab.take(machine.reopen(lab.run(), lab.now_us))
+    assert lab.work("b").attempt == 2
+    lab.finish("b", "done")
+    assert (lab.run().status, lab.output(), lab.run().code) == ("completed", "done", "")
+    with pytest.raises(RunClosedError, match="completed"):
+        machine.reopen(lab.run(), lab.now_us)
+
+
+def test_a_step_whose_effect_nobody_knows_needs_a_person_or_an_undo_that_says_it_can() -> None:
+    for if_unknown, end in ((False, "failed"), (True, "compensated")):
+        lab = Lab()
+        lab.start(saga(Step("pay", tool="t", retry=Retry(1), undo=Undo(tool="t", if_unknown=if_unknown))))
+        lab.fail("pay", "timeout", retryable=True, unknown=True)
+        if if_unknown:
+            lab.finish("undo:pay")
+        assert lab.run().status == end
+
+
+def test_a_saga_whose_own_code_fails_is_that_runs_failure() -> None:
+    lab = Lab()
+    lab.start(saga(Step("a", tool="t", undo=undo("a")), Step("b", tool="t", args=lambda run: run["nobody"])))
+    lab.finish("a")
+    assert lab.run().code == "saga_failed"
+    lab.finish("undo:a")
+    assert lab.run().status == "compensated"
+
+
+def test_a_missing_version_is_a_state_and_ends_when_it_is_back() -> None:
+    lab = Lab()
+    name = saga(Step("a", tool="t"), Step("b", tool="t"))
+    lab.start(name)
+    versions = registry._programs.pop(name)
+    lab.finish("a")
+    assert lab.run().status == "blocked"
+    assert name in lab.run().blocked
+    registry._programs[name] = versions
+    lab.take(machine.resume(lab.runs, lab.now_us))
+    assert (lab.run().status, lab.names()) == ("running", ["b"])
+
+
+def test_runs_finish_on_the_version_they_began_with() -> None:
+    lab = Lab()
+    name = saga(Step("a", tool="t"), Step("old", tool="t"))
+    lab.start(name)
+    register(Saga(name, version=2, steps=(Step("a", tool="t"), Step("new", tool="t"))))
+    lab.start(name, run_id="r2")
+    lab.finish_all = [lab.send(FinishStep(run, "a", 1, pack(None), 1)) for run in ("r", "r2")]  # type: ignore[attr-defined]
+    assert sorted(lab.names()) == ["a", "a", "new", "old"]
+    with pytest.raises(NotFoundError, match="has no version 3 here; registered: 1, 2"):
+        lab.start(name, run_id="r3", version=3)
+
+
+def test_work_that_nobody_answers_is_handed_out_again() -> None:
+    lab = Lab()
+    lab.start(saga(Step("a", tool="t", timeout_s=30)))
+    lab.wait(30 + REQUEUE_AFTER_US / 1e6 + 1)
+    requeued = [event for event in lab.history if isinstance(event, StepRequeued)]
+    assert [event.step for event in requeued] == ["a"]
+    lab.finish("a")
+    assert lab.run().status == "completed"
+
+
+def test_steps_beyond_the_cap_wait_and_the_most_urgent_goes_first() -> None:
+    lab = Lab()
+    name = saga(Step("a", tool="t"))
+    for number in range(STEPS_OF_TARGET_MAX + 3):
+        lab.start(name, run_id=f"r{number}", priority=number)
+    assert len(lab.todo) == STEPS_OF_TARGET_MAX
+    assert lab.run(f"r{STEPS_OF_TARGET_MAX}").steps["a"].status == "queued"
+    lab.send(FinishStep("r0", "a", 1, pack(None), 1))
+    assert lab.todo[-1].run_id == f"r{STEPS_OF_TARGET_MAX + 2}"
+    assert lab.runs.under_way == {"t": STEPS_OF_TARGET_MAX}
+
+
+def test_a_fork_takes_over_what_was_done() -> None:
+    lab = started(Lab())
+    lab.finish("reserve", "r1")
+    lab.finish("charge", "c1")
+    run = lab.run()
+    kept = machine.kept_until(run, "email")
+    lab.send(StartRun("f", run.saga, run.input, run.version, forked_from="r", kept=kept))
+    assert [item.order.step for item in lab.todo if item.run_id == "f"] == ["email"]
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"), [({"sku": 3, "amount": 1}, "Expected `str`"), ({"sku": "a"}, "missing required field")]
+)
+def test_input_is_checked_before_anything_happens(given: Any, problem: str) -> None:
+    lab = Lab()
+    with pytest.raises(InvalidCommandError, match=problem):
+        lab.start(order_saga(), given)
+    assert lab.history == []
+
+
+@pytest.mark.parametrize(
+    ("steps", "problem"),
+    [
+        ((), "no steps"),
+        ((Step("a", tool="t"), Step("a", tool="t")), "unique"),
+        ((Step("undo:a", tool="t"),), "no colon"),
+    ],
+)
+def test_a_saga_that_makes_no_sense_is_refused_where_it_is_declared(steps: tuple[Node, ...], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        Saga("s", steps=steps)
+
+
+def test_a_step_calls_exactly_one_thing() -> None:
+    with pytest.raises(ValueError, match="exactly one of tool, function, model; got none"):
+        Step("a")
+    with pytest.raises(ValueError, match="got tool, model"):
+        Step("a", tool="t", model="m")
+
+
+def test_an_open_run_can_not_be_tried_again() -> None:
+    lab = started(Lab())
+    with pytest.raises(RunClosedError):
+        lab.send(RetryRun("r"))
+
+
+def test_finished_runs_cost_no_memory() -> None:
+    lab = Lab()
+    name = saga(Step("a", tool="t"))
+    for number in range(100):
+        lab.start(name, run_id=f"r{number}")
+        lab.finish("a")
+    assert lab.runs == machine.Runs()

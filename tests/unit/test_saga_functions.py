@@ -1,0 +1,122 @@
+"""Sagas as plain async functions: replayed, and caught where they are not deterministic."""
+
+import asyncio
+import uuid
+from typing import Any
+
+import msgspec
+import pytest
+
+from actors.run import Retry, Undo
+from actors.run.function import Flow, SagaBody, StepFailedError, saga_function
+from events.errors import InvalidCommandError
+from tests.kit.runs import Lab
+
+ONCE = Retry(1)
+
+
+class Refund(msgspec.Struct):
+    order: str
+
+
+def saga(body: SagaBody, **more: Any) -> str:
+    return saga_function(f"f-{uuid.uuid4().hex[:8]}", **more)(body).name
+
+
+async def refund(flow: Flow, given: Refund) -> Any:
+    charge = await flow.tool(
+        "find", "payments", {"order": given.order}, undo=Undo(tool="t", args=lambda run: run["find"])
+    )
+    await flow.signal("approved")
+    done, told = await flow.gather(
+        flow.tool("refund", "payments", charge, retry=ONCE, undo=Undo(tool="t", args=lambda run: run["refund"])),
+        flow.tool("tell", "email", {"to": "ann"}, retry=ONCE),
+    )
+    return [done, told]
+
+
+def test_it_goes_on_from_what_it_has_done() -> None:
+    lab = Lab()
+    lab.start(saga(refund, input=Refund), {"order": "o1"})
+    lab.finish("find", "c1")
+    assert lab.names() == []
+    lab.signal("approved")
+    assert lab.names() == ["refund", "tell"]
+    lab.finish("tell", "told")
+    lab.finish("refund", "back")
+    assert lab.output() == ["back", "told"]
+
+
+def test_an_error_that_it_does_not_catch_undoes_what_it_did_newest_first() -> None:
+    lab = Lab()
+    lab.start(saga(refund, input=Refund), {"order": "o1"})
+    lab.finish("find", "c1")
+    lab.signal("approved")
+    lab.finish("refund", "back")
+    lab.fail("tell", "bounced")
+    assert lab.run().code == "bounced"
+    assert lab.names() == ["undo:refund"]
+    lab.finish("undo:refund")
+    lab.finish("undo:find")
+    assert lab.run().status == "compensated"
+
+
+def test_an_error_may_be_caught_and_another_way_taken() -> None:
+    async def body(flow: Flow, _given: Any) -> Any:
+        try:
+            return await flow.tool("fast", "t", retry=ONCE)
+        except StepFailedError as error:
+            return [error.code, await flow.tool("slow", "t")]
+
+    lab = Lab()
+    lab.start(saga(body))
+    lab.fail("fast", "down")
+    lab.finish("slow", "done")
+    assert (lab.run().status, lab.output()) == ("completed", ["down", "done"])
+
+
+@pytest.mark.parametrize("is_reordered", [True, False])
+def test_code_that_changed_under_its_run_blocks_it_and_says_so(is_reordered: bool) -> None:
+    names, argument = ["a", "b"], ["x"]
+
+    async def body(flow: Flow, _given: Any) -> None:
+        for name in names:
+            await flow.tool(name, "t", list(argument))
+
+    lab = Lab()
+    lab.start(saga(body))
+    if is_reordered:
+        names[:] = ["c", "a"]
+    else:
+        argument[:] = ["y"]
+    lab.finish("a")
+    run = lab.run()
+    assert run.status == "blocked"
+    assert "now asks for 'c' where the run has done 'a'" in run.blocked or "other arguments" in run.blocked
+    assert lab.names() == []
+
+
+def test_it_may_await_nothing_but_its_flow() -> None:
+    async def body(_flow: Flow, _given: Any) -> None:
+        await asyncio.sleep(0)
+
+    lab = Lab()
+    lab.start(saga(body))
+    assert lab.run().status == "blocked"
+    assert "may await only its flow" in lab.run().blocked
+
+
+def test_its_input_has_a_type() -> None:
+    with pytest.raises(InvalidCommandError, match="Expected `str`"):
+        Lab().start(saga(refund, input=Refund), {"order": 1})
+
+
+def test_step_names_are_unique() -> None:
+    async def body(flow: Flow, _given: Any) -> None:
+        await flow.tool("a", "t")
+        await flow.tool("a", "t")
+
+    lab = Lab()
+    lab.start(saga(body))
+    lab.finish("a")
+    assert "'a' twice" in lab.run().blocked
