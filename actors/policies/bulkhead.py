@@ -57,12 +57,17 @@ def enter(bulkhead: Bulkhead, priority: int, deadline_s: float) -> tuple[Bulkhea
     return bulkhead, REFUSED
 
 
+def entered(bulkhead: Bulkhead) -> Bulkhead:
+    """``enter`` where there is surely a free permit and nobody waits."""
+    return Bulkhead(bulkhead.limit, bulkhead.queue_max, bulkhead.inside + 1, (), bulkhead.tickets)
+
+
 def leave(bulkhead: Bulkhead, now_s: float) -> tuple[Bulkhead, Left]:
     """A caller that was inside has left."""
     assert bulkhead.inside > 0
     inside = bulkhead.inside - 1
     if not bulkhead.queue:
-        return _with(bulkhead, inside, ()), NOBODY
+        return Bulkhead(bulkhead.limit, bulkhead.queue_max, inside, (), bulkhead.tickets), NOBODY
     return _admit(_with(bulkhead, inside, bulkhead.queue), now_s)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from tests.bench import live, starts, store, tenants
+from tests.bench import live, policies, starts, store, tenants
 from tests.bench.programs import guarded
 from tests.bench.results import Say, chosen
 
@@ -24,7 +24,13 @@ def run(rows: list[str], say: Say) -> list[dict[str, Any]]:
     names = chosen(rows)
     results: list[dict[str, Any]] = []
     with guarded() as instance:
-        for group, measure in ((store.ROWS, store.measure), (_LIVE, live.measure), (_STARTS, starts.measure)):
+        rooms = (
+            (store.ROWS, store.measure),
+            (policies.ROWS, policies.measure),
+            (_LIVE, live.measure),
+            (_STARTS, starts.measure),
+        )
+        for group, measure in rooms:
             if wanted := _among(group, names):
                 results += measure(wanted, instance, say)
     return results

@@ -63,7 +63,7 @@ class SemaphoreBulkhead:
         state = self._state
         if state.queue or state.inside >= state.limit:
             return False
-        self._state, _ = machine.enter(state, 0, 0.0)
+        self._state = machine.entered(state)
         if tenant:
             self._loads[tenant] = self._loads.get(tenant, 0) + 1
         return True
@@ -116,7 +116,8 @@ class SemaphoreBulkhead:
 
     def leave(self, tenant: str = "") -> None:
         """The call is over."""
-        self._forget(tenant)
+        if tenant:
+            self._forget(tenant)
         self._leave()
 
     def _leave(self) -> None:
