@@ -561,6 +561,16 @@ class Activation:
     def _surely_owns(self) -> bool:
         return time.monotonic() - self._owned_at < OWNERSHIP_TRUSTED_S
 
+    def owned(self, epoch: int | None, asked_at: float) -> None:
+        """The store's epoch, at a time (monotonic seconds) after it was asked: where it is another's, let go."""
+        if epoch == self._epoch:
+            self._owned_at = max(self._owned_at, asked_at)
+        elif not self._ended:
+            log.warning(
+                "tenant.fenced tenant=%s epoch=%s: epoch is %s, found while idle", self.tenant, self._epoch, epoch
+            )
+            self.end()
+
     async def _prove_ownership(self) -> None:
         if self._surely_owns:
             return

@@ -12,6 +12,7 @@ from actors.activation import Activation, Effects, Respond
 from actors.batches import Batches
 from actors.commit import Committer
 from actors.fairness import Share
+from actors.heartbeat import Heartbeat
 from events.bus import (
     ACTIVATE,
     CRASHED,
@@ -82,6 +83,8 @@ class Shard:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self._sweeping = asyncio.create_task(self._sweep(), name=f"passivation-{name}")
+        heartbeat = Heartbeat(store, lambda: [hosted.activation for hosted in self._active.values()])
+        self._heartbeat = asyncio.create_task(heartbeat.run(), name=f"heartbeat-{name}")
 
     @property
     def tenants(self) -> list[str]:
@@ -264,6 +267,7 @@ class Shard:
         """Host nobody any more; returns when what was accepted is done."""
         self._closed = True
         self._sweeping.cancel()
+        self._heartbeat.cancel()
         starting = list(self._starting.values())
         await asyncio.gather(*starting, return_exceptions=True)
         await asyncio.gather(*(self.release(tenant) for tenant in self.tenants))

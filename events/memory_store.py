@@ -56,6 +56,10 @@ class MemoryEventStore:
         if head is None or head.epoch != epoch:
             raise FencedError(tenant, epoch, f"epoch is {head and head.epoch}")
 
+    async def epochs(self, tenants: Sequence[str]) -> list[int | None]:
+        heads = [self._heads.get(tenant) for tenant in tenants]
+        return [None if head is None else head.epoch for head in heads]
+
     async def append(self, request: Append) -> Appended | Known:
         check_caps(request)
         if known := self._known(request):

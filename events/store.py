@@ -117,6 +117,10 @@ class EventStore(Protocol):
         """Raises FencedError unless ``epoch`` is the tenant's current one."""
         ...
 
+    async def epochs(self, tenants: Sequence[str]) -> list[int | None]:
+        """Each tenant's current epoch, in one round trip; None where it was never claimed."""
+        ...
+
     async def append(self, request: Append) -> Appended | Known:
         """All or nothing. Checks, in this order and all before the first write: size caps, known command ids, epoch,
         status, expected position and previous hash, expected stream versions.

@@ -243,6 +243,14 @@ class ValkeyEventStore:
         if current is None or int(current) != epoch:
             raise FencedError(tenant, epoch, f"epoch is {current and int(current)}")
 
+    async def epochs(self, tenants: Sequence[str]) -> list[int | None]:
+        calls = [["HGET", f"{slice_tag(slice_of(tenant))}:meta:{tenant}", "epoch"] for tenant in tenants]
+        answers = await self._send(calls, self._calls) if calls else []
+        for tenant, answer in zip(tenants, answers, strict=True):
+            if isinstance(answer, Exception):
+                raise translate(answer, tenant, 0) from answer
+        return [None if answer is None else int(answer) for answer in answers]
+
     async def append(self, request: Append) -> Appended | Known:
         outcome = (await self.append_many([request]))[0]
         if isinstance(outcome, Exception):

@@ -70,6 +70,8 @@ class EventStoreContract(StoreContract):
         with pytest.raises(FencedError):
             await store.check(tenant, 1)
         await store.check(tenant, 2)
+        assert await store.epochs([tenant, f"{tenant}-never"]) == [2, None]
+        assert await store.epochs([]) == []
         assert await store.head(tenant) is None
 
     async def test_nobody_writes_without_a_claim(self, store: EventStore, tenant: str) -> None:

@@ -279,13 +279,13 @@ async def _gather(run: Run, store: ValkeyEventStore) -> None:
         run.recorder.add(*(msgspec.json.decode(line, type=Claimed) for line in claims.read_bytes().splitlines()))
     vault, keys = await open_vault(run.servers.vault_url)
     for tenant in run.tenants:
-        run.recorder.add(*await _log(store, tenant), *await _folds(run, store, keys, tenant))
+        run.recorder.add(*await log_of(store, tenant), *await _folds(run, store, keys, tenant))
     if kind_of(run.schedule.point) == "proj":
         await _gather_projected(run, store, keys)
     await vault.close()
 
 
-async def _log(store: EventStore, tenant: str) -> list[Line]:
+async def log_of(store: EventStore, tenant: str) -> list[Line]:
     lines: list[Line] = []
     while page := await store.read(tenant, len(lines)):
         lines += [Logged(tenant, stored.position, stored.record, stored.hash) for stored in page]

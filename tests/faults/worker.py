@@ -54,6 +54,7 @@ class Plan(msgspec.Struct, frozen=True):
     failpoints: str = ""
     seed: int = 0
     bug: str = ""
+    passivates: bool = True  # lets go of tenants now and then
 
     @property
     def output_path(self) -> Path:
@@ -184,7 +185,7 @@ async def _serve_shard(plan: Plan, ready: Connection) -> None:
 
     await bus.subscribe(ACTIVATE, on_activate)
     ended = _end_on_sigterm()
-    passivating = asyncio.create_task(_passivate(shard, random.Random(plan.seed)))
+    passivating = asyncio.create_task(_passivate(shard, random.Random(plan.seed), plan.passivates))
     ready.send(True)
     await ended.wait()
     await cancel(passivating)
@@ -194,11 +195,11 @@ async def _serve_shard(plan: Plan, ready: Connection) -> None:
     await store.close()
 
 
-async def _passivate(shard: Shard, dice: random.Random) -> None:
+async def _passivate(shard: Shard, dice: random.Random, passivates: bool) -> None:
     """Let go of a tenant now and then, so that tenants also leave and come back while they are asked."""
     while True:
         await asyncio.sleep(_PASSIVATE_EVERY_S * (0.5 + dice.random()))  # the test's own rhythm
-        if shard.tenants:
+        if passivates and shard.tenants:
             await shard.release(dice.choice(shard.tenants))
 
 
