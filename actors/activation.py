@@ -46,6 +46,7 @@ from events.errors import (
     Refusal,
     StoreUnavailableError,
     TenantClosedError,
+    TenantErasedError,
     TooLargeError,
     WrongExpectedPositionError,
 )
@@ -56,6 +57,7 @@ from events.scan import scan
 from events.sealing import WITHOUT_KEY, Cipher, open_bytes, seal_bytes
 from events.store import REPLY_SEAL, Append, Appended, CommandResult, EventStore, Head, Known, Placement, Snapshot
 from events.timers import FireTimers
+from events.witness import loss
 
 log = logging.getLogger(__name__)
 
@@ -189,15 +191,23 @@ class Activation:
         """Claim a new epoch, then replay the log. Nothing may be delivered before this returns.
 
         Raises:
-            TenantClosedError: The tenant was halted; a person has to look.
+            TenantErasedError: Its data was destroyed on purpose.
+        TenantClosedError: The tenant was halted; a person has to look.
+        LogRewoundError: The store holds less than was acknowledged; the tenant is halted now.
             IntegrityError: The log is not what the store says it is.
         """
         asked_at = time.monotonic()
         head = await self._store.claim(self.tenant)
         failpoint("claim.after_epoch_before_load")
         self._epoch, self._owned_at = head.epoch, asked_at
+        if head.status == "erased":
+            raise TenantErasedError(f"tenant {self.tenant!r} is erased: nothing can be asked of it any more")
         if head.status != "active":
             raise TenantClosedError(f"tenant {self.tenant!r} is {head.status}: `tenantry verify` says why")
+        if rewound := await loss(self._store, self._keys.vault, self.tenant, head):
+            log.critical("tenant.log_rewound tenant=%s: %s", self.tenant, rewound)
+            await self._halt(rewound)
+            raise rewound
         self._cipher = await self._keys.cipher(self.tenant, create=True)
         await self._load_snapshot(head)
         await self._catch_up()
@@ -291,6 +301,9 @@ class Activation:
             while self._mailbox and not self._ended:
                 began, messages = time.monotonic(), self._take()
                 await self._turn(messages)
+                if self._state.is_erased:
+                    self.end()
+                    return
                 self._command_took_s = (time.monotonic() - began) / len(messages)
                 if self._position - self._snapshot_position >= SNAPSHOT_EVERY_EVENTS:
                     await self.save_snapshot()
@@ -473,6 +486,7 @@ class Activation:
             entries=chain(self._head, draft.records),
             commands=draft.commands,
             placement=draft.state.placement,
+            status="erased" if draft.state.is_erased else "active",
             next_timer_us=None if timer_us == self._timer_us else timer_us,
         )
         outcome = await self._append_until_known(request)

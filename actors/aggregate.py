@@ -25,7 +25,7 @@ from events.system import OfSystem, SystemFact
 from events.timers import FireTimers
 from events.tools import OfTools, RecordToolCall, ToolsFact
 
-STATE_SCHEMA = 5  # raise it whenever State changes: older snapshots are then replayed instead of misread
+STATE_SCHEMA = 6  # raise it whenever State changes: older snapshots are then replayed instead of misread
 
 
 class State(msgspec.Struct, frozen=True):
@@ -43,6 +43,10 @@ class State(msgspec.Struct, frozen=True):
     @property
     def placement(self) -> Placement:
         return self.tenant.placement
+
+    @property
+    def is_erased(self) -> bool:
+        return self.tenant.erased_us > 0
 
     @property
     def next_timer_us(self) -> int:

@@ -7,10 +7,14 @@ from collections.abc import Sequence
 
 from events.failpoints import failpoint
 from events.store import Append, Appended, AppendOutcome, EventStore, Known
+from events.vault import Witnessed
+from events.witness import Witness
 
 REQUESTS_MAX = 64
 # The store is one thread: what is in a group before a tenant's own append is what that tenant waits for.
 EVENTS_MAX = 512
+
+Waiting = tuple[Append, asyncio.Future[Appended | Known]]
 
 
 class Committer:
@@ -18,9 +22,9 @@ class Committer:
     a connection away in mid-append.
     """
 
-    def __init__(self, store: EventStore) -> None:
-        self._store = store
-        self._waiting: list[tuple[Append, asyncio.Future[Appended | Known]]] = []
+    def __init__(self, store: EventStore, witness: Witness | None = None) -> None:
+        self._store, self._witness = store, witness
+        self._waiting: list[Waiting] = []
         self._task: asyncio.Task[None] | None = None
 
     async def append(self, request: Append) -> Appended | Known:
@@ -36,6 +40,7 @@ class Committer:
             count = _group_size([request for request, _ in self._waiting])
             group, self._waiting = self._waiting[:count], self._waiting[count:]
             outcomes = await self._outcomes([request for request, _ in group])
+            self._note(group, outcomes)
             for (_, future), outcome in zip(group, outcomes, strict=True):
                 if future.done():  # its tenant was abandoned meanwhile
                     continue
@@ -44,6 +49,14 @@ class Committer:
                 else:
                     future.set_result(outcome)
         self._task = None
+
+    def _note(self, group: Sequence[Waiting], outcomes: Sequence[AppendOutcome]) -> None:
+        if self._witness is None:
+            return
+        for (request, _), outcome in zip(group, outcomes, strict=True):
+            if isinstance(outcome, Appended):
+                head = Witnessed(outcome.last_position, request.entries[-1].hash, request.epoch)
+                self._witness.note(request.tenant, head)
 
     async def _outcomes(self, requests: Sequence[Append]) -> Sequence[AppendOutcome]:
         try:

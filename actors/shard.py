@@ -31,6 +31,7 @@ from events.failpoints import failpoint
 from events.keys import Keys
 from events.slices import is_tenant_id
 from events.store import EventStore, Placement
+from events.witness import Witness
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,8 @@ class Shard:
         self.name, self._serves = name, serves
         self._store, self._bus, self._clock, self._keys = store, bus, clock, keys
         self._limits, self._effects = limits or Limits(), effects
-        self._committer, self._share = Committer(store), Share()
+        self._witness = Witness(keys.vault)
+        self._committer, self._share = Committer(store, self._witness), Share()
         self._active: dict[str, Hosted] = {}
         self._starting: dict[str, asyncio.Task[None]] = {}
         self._leaving: dict[str, asyncio.Task[None]] = {}
@@ -271,3 +273,4 @@ class Shard:
         starting = list(self._starting.values())
         await asyncio.gather(*starting, return_exceptions=True)
         await asyncio.gather(*(self.release(tenant) for tenant in self.tenants))
+        await self._witness.close()

@@ -16,6 +16,7 @@ from events.errors import (
     OutcomeUnknownError,
     OverloadedError,
     PlatformError,
+    TenantErasedError,
     TransientError,
 )
 from events.ids import IdSource, system_ids
@@ -123,6 +124,8 @@ class Asker:
         except (NoOneListensError, BusUnavailableError):  # the supervisor itself is being restarted
             await asyncio.sleep(_RETRY_S)
             return NotServedError(tenant, "nobody could activate it")
+        if answer == TenantErasedError.code.encode():
+            raise TenantErasedError(f"tenant {tenant!r} is erased: nothing can be asked of it any more")
         if answer:
             await asyncio.sleep(_RETRY_S)
         return NotServedError(tenant, answer.decode() or "it did not answer in time")

@@ -317,6 +317,23 @@ class UnknownEventError(IntegrityError):
         return f"event type {self.type_tag!r} is unknown here: this release is older than the log, upgrade it"
 
 
+class LogRewoundError(IntegrityError):
+    """The store holds less of a log than was acknowledged: an old copy came back, or a failover lost the end."""
+
+    code = "log_rewound"
+
+    def __init__(self, tenant: str, acknowledged: int, found: int) -> None:
+        super().__init__(tenant, acknowledged, found)
+        self.tenant, self.acknowledged, self.found = tenant, acknowledged, found
+
+    def __str__(self) -> str:
+        return (
+            f"the store has lost acknowledged events of tenant {self.tenant!r}: position {self.acknowledged} was "
+            f"acknowledged, the log agrees up to {self.found}. Restore the store's newest files; or, where they are gone "
+            f"for good, accept the loss with `tenantry tenant resume {self.tenant} --accept-loss`"
+        )
+
+
 class StoreMismatchError(IntegrityError):
     """The store was created with another layout than this process is configured for."""
 

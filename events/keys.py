@@ -53,7 +53,7 @@ class Keys:
         clock: Clock | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._vault, self._clock, self._monotonic = vault, clock or SystemClock(), monotonic
+        self.vault, self._clock, self._monotonic = vault, clock or SystemClock(), monotonic
         self._masters = {fingerprint(key): AESGCM(key) for key in master_keys}
         self._newest = fingerprint(master_keys[0])
         self._cached: OrderedDict[str, tuple[float, Cipher]] = OrderedDict()
@@ -69,15 +69,15 @@ class Keys:
         known = self._cached.get(tenant)
         if known is not None and known[0] > self._monotonic():
             return known[1]
-        record = await self._vault.key(tenant)
+        record = await self.vault.key(tenant)
         if record is None and create:
             key = AESGCM.generate_key(8 * KEY_BYTES)
-            record = await self._vault.add_key(tenant, self._wrap(tenant, key, self._clock.now_us()))
+            record = await self.vault.add_key(tenant, self._wrap(tenant, key, self._clock.now_us()))
         return self._remember(tenant, self._open(tenant, record)) if record else MissingCipher(tenant)
 
     async def destroy(self, tenant: str) -> DestroyedKey:
         """Make all that was sealed under the tenant's key unreadable, for ever."""
-        destroyed = await self._vault.destroy_key(tenant, self._clock.now_us())
+        destroyed = await self.vault.destroy_key(tenant, self._clock.now_us())
         self._cached.pop(tenant, None)
         return destroyed
 
@@ -88,18 +88,18 @@ class Keys:
         Raises:
             KeyUnreadableError: A key is wrapped under a master key that is not at hand; those before it are done.
         """
-        records = await self._vault.keys()
+        records = await self.vault.keys()
         changed = 0
         for tenant, record in records.items():
             if isinstance(record, WrappedKey) and record.master_id != self._newest:
                 new = self._wrap(tenant, self._unwrap(tenant, record), record.created_us)
-                changed += await self._vault.replace_key(tenant, record, new)
+                changed += await self.vault.replace_key(tenant, record, new)
         return sum(isinstance(record, WrappedKey) for record in records.values()), changed
 
     async def unreadable(self) -> list[str]:
         """Tenants whose keys no master key at hand unwraps."""
         found = []
-        for tenant, record in (await self._vault.keys()).items():
+        for tenant, record in (await self.vault.keys()).items():
             try:
                 self._open(tenant, record)
             except KeyUnreadableError:

@@ -13,6 +13,7 @@ from events.errors import (
     FencedError,
     PlatformError,
     TenantClosedError,
+    TenantErasedError,
     WrongExpectedPositionError,
 )
 from events.slices import slice_of
@@ -99,6 +100,8 @@ class MemoryEventStore:
         if head is None or head.epoch != request.epoch:
             raise FencedError(request.tenant, request.epoch, f"epoch is {head and head.epoch}")
         if head.status != "active":
+            if head.status == "erased":
+                raise TenantErasedError(f"tenant {request.tenant!r} is erased")
             raise TenantClosedError(f"tenant {request.tenant!r} is {head.status}")
         if head.position != request.expected_position:
             raise WrongExpectedPositionError(
@@ -206,4 +209,17 @@ class MemoryEventStore:
             self._timers.pop(tenant, None)
 
     async def resume(self, tenant: str) -> None:
-        self._heads[tenant] = msgspec.structs.replace(self._heads[tenant], status="active")
+        if self._heads[tenant].status != "erased":
+            self._heads[tenant] = msgspec.structs.replace(self._heads[tenant], status="active")
+
+    async def erase(self, tenant: str) -> None:
+        self._heads[tenant] = msgspec.structs.replace(self._heads[tenant], status="erased")
+        for kept in (self._replies, self._snapshots, self._timers):
+            kept.pop(tenant, None)
+
+    async def leftovers(self, tenant: str) -> dict[str, int]:
+        return {
+            "replies": len(self._replies[tenant]),
+            "snapshots": len(self._snapshots[tenant]),
+            "timers": int(tenant in self._timers),
+        }

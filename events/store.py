@@ -195,7 +195,15 @@ class EventStore(Protocol):
         ...
 
     async def resume(self, tenant: str) -> None:
-        """Open a halted log again."""
+        """Open a halted log again. An erased one stays closed."""
+        ...
+
+    async def erase(self, tenant: str) -> None:
+        """Close the log for ever, whoever owns it, and drop replies, snapshots and timer. Its events stay."""
+        ...
+
+    async def leftovers(self, tenant: str) -> dict[str, int]:
+        """How many replies, snapshots and timers of the tenant are kept."""
         ...
 
 

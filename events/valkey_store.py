@@ -37,6 +37,7 @@ from events.errors import (
     StoreMismatchError,
     StoreUnavailableError,
     TenantClosedError,
+    TenantErasedError,
     WrongExpectedPositionError,
 )
 from events.failpoints import failpoint
@@ -189,6 +190,8 @@ def translate(error: Exception, tenant: str, epoch: int) -> Exception:
             return WrongExpectedPositionError(tenant, detail)
         case "REUSED":
             return CommandIdReusedError(detail)
+        case "CLOSED" if detail == "erased":
+            return TenantErasedError(f"tenant {tenant!r} is erased")
         case "CLOSED":
             return TenantClosedError(f"tenant {tenant!r} is {detail}")
         case "WRONGKEY" | "CORRUPT" | "BADARGS" | "WRONGTYPE":
@@ -471,7 +474,23 @@ class ValkeyEventStore:
 
     async def resume(self, tenant: str) -> None:
         key = f"{slice_tag(slice_of(tenant))}:meta:{tenant}"
-        await self._call(tenant, "HSET", key, "status", "active", "halted_because", "")
+        if await self._call(tenant, "HGET", key, "status") != b"erased":
+            await self._call(tenant, "HSET", key, "status", "active", "halted_because", "")
+
+    async def erase(self, tenant: str) -> None:
+        tag = slice_tag(slice_of(tenant))
+        await self._call(tenant, "HSET", f"{tag}:meta:{tenant}", "status", "erased")
+        await self._call(tenant, "DEL", f"{tag}:replies:{tenant}", f"{tag}:snapshots:{tenant}")
+        await self._call(tenant, "ZREM", f"{tag}:timers", tenant)
+
+    async def leftovers(self, tenant: str) -> dict[str, int]:
+        tag = slice_tag(slice_of(tenant))
+        has_timer = await self._call(tenant, "ZSCORE", f"{tag}:timers", tenant) is not None
+        return {
+            "replies": await self._call(tenant, "HLEN", f"{tag}:replies:{tenant}"),
+            "snapshots": await self._call(tenant, "HLEN", f"{tag}:snapshots:{tenant}"),
+            "timers": int(has_timer),
+        }
 
     async def server_info(self) -> dict[str, str]:
         """The server's version and the settings that durability depends on."""

@@ -7,6 +7,8 @@ from events.errors import ChainBrokenError, NotFoundError, PlatformError
 from events.scan import scan
 from events.sealing import WITHOUT_KEY
 from events.store import EventStore
+from events.vault import Vault
+from events.witness import loss
 
 
 class Verified(msgspec.Struct, frozen=True):
@@ -15,14 +17,17 @@ class Verified(msgspec.Struct, frozen=True):
     head_hash: str
 
 
-async def verify(store: EventStore, tenant: str) -> Verified:
+async def verify(store: EventStore, tenant: str, vault: Vault | None = None) -> Verified:
     """Check positions, hashes, stream versions, epochs and that every event still decodes.
 
     Raises:
         NotFoundError: No such tenant.
+        LogRewoundError: Less is there than was acknowledged, by what ``vault`` has witnessed.
         ChainBrokenError: Names the first bad position and what is wrong with it.
     """
     head = await store.head(tenant)
+    if vault is not None and (rewound := await loss(store, vault, tenant, head)):
+        raise rewound
     if head is None:
         raise NotFoundError("tenant", tenant)
     position, previous, epoch = 0, GENESIS, 0

@@ -89,6 +89,10 @@ class ReadModels:
         opened = {field: open_bytes(cipher, _sealed_as(projection, field), value) for field, value in rows.items()}
         return {field: value for field, value in opened.items() if value is not None}
 
+    async def erase(self, projection: Projection, tenant: str) -> None:
+        """Drop the tenant's read model; its checkpoint stays, so that nothing fills it again."""
+        await self._call("DEL", model_key(projection.name, projection.generation, tenant))
+
     async def apply(self, projection: Projection, tenant: str, page: Sequence[Decoded], expected: int) -> int:
         """Fold a page of events into the read model. Returns the new checkpoint.
 

@@ -83,6 +83,29 @@ async def _queues(services: Services) -> tuple[bool, str]:
     return True, queued
 
 
+async def _logs(services: Services) -> tuple[bool, str]:
+    lost = []
+    witnessed = await services.vault.all_witnessed()
+    for tenant, seen in witnessed.items():
+        head = await services.store.head(tenant)
+        found = head.position if head else 0
+        if found < seen.position:
+            lost.append(f"{tenant} ({seen.position} acknowledged, {found} there)")
+    if lost:
+        return (
+            False,
+            f"LOG REWOUND, these tenants are or will be halted: {', '.join(lost[:20])}; `tenantry verify` says more",
+        )
+    return True, f"{len(witnessed)} logs hold all that was acknowledged"
+
+
+async def _vault(services: Services) -> tuple[bool, str]:
+    unreadable = await services.keys.unreadable()
+    if unreadable:
+        return False, f"no master key at hand opens the keys of {', '.join(unreadable[:20])}: set TENANTRY_MASTER_KEY"
+    return True, "every tenant's key can be opened"
+
+
 async def _models(services: Services) -> tuple[bool, str]:
     names = [model.name for model in services.settings.models.models]
     if not names:
@@ -93,6 +116,8 @@ async def _models(services: Services) -> tuple[bool, str]:
 EXAMINATIONS: dict[str, Examination] = {
     "versions": _versions,
     "event store": _valkey,
+    "logs": _logs,
+    "vault": _vault,
     "bus": _nats,
     "ray": _ray,
     "read models": _lag,

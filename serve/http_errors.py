@@ -23,6 +23,8 @@ _STATUS = {
     "model_not_found": 404,
     "already_exists": 409,
     "in_progress": 409,
+    "tenant_erased": 410,
+    "log_rewound": 409,
     "too_large": 413,
     "idempotency_mismatch": 422,
     "rate_limited": 429,

@@ -16,6 +16,7 @@ from events.tenant import (
     CreateTenant,
     CreditCall,
     DescribeTenant,
+    EraseTenant,
     IssueKey,
     KeyEvent,
     LifecycleEvent,
@@ -40,6 +41,7 @@ from events.tenant import (
     SettleCall,
     SuspendTenant,
     TenantCommand,
+    TenantErased,
     TenantEvent,
     UserEvent,
 )
@@ -91,6 +93,8 @@ def decide(state: Tenant, tenant: str, command: TenantCommand, now_us: int) -> l
             return lifecycle.suspend(state, command, now_us)
         case ResumeTenant():
             return lifecycle.resume(state)
+        case EraseTenant():
+            return [TenantErased(now_us)]
         case ListKeys(by_key) | ListUsers(by_key) | ListBudgets(by_key) | ListLimits(by_key):
             keys.authorize(state, by_key, now_us)
             return []
@@ -135,6 +139,8 @@ def answer(state: Tenant, tenant: str, command: TenantCommand, now_us: int) -> d
             return keys.identity(state, command)
         case CreateTenant() | ChangePlan() | SuspendTenant() | ResumeTenant() | DescribeTenant():
             return describe(state, tenant, now_us)
+        case EraseTenant():
+            return {"id": tenant}
         case ListKeys():
             return {"keys": [keys.row(state, key_id) for key_id in state.keys]}
         case IssueKey(key_id) | RevokeKey(key_id) | RotateKey(key_id):
@@ -169,7 +175,7 @@ def describe(state: Tenant, tenant: str, now_us: int) -> dict[str, Any]:
         "name": state.name,
         "plan": state.plan,
         "created_us": state.created_us,
-        "status": "suspended" if state.is_suspended else "active",
+        "status": "erased" if state.erased_us else "suspended" if state.is_suspended else "active",
         "suspended_reason": state.suspended_reason or None,
         "placement": state.placement,
         "keys_active": sum(not key.revoked and not 0 < key.expires_us <= now_us for key in state.keys.values()),

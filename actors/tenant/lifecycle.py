@@ -13,6 +13,7 @@ from events.tenant import (
     PlanChanged,
     SuspendTenant,
     TenantCreated,
+    TenantErased,
     TenantEvent,
     TenantResumed,
     TenantSuspended,
@@ -47,5 +48,7 @@ def evolve(state: Tenant, event: LifecycleEvent, version: int) -> Tenant:
             return replace(state, version=version, plan=plan)
         case TenantSuspended(reason):
             return replace(state, version=version, is_suspended=True, suspended_reason=reason)
+        case TenantErased(erased_us):
+            return replace(state, version=version, erased_us=erased_us)
         case TenantResumed():
             return replace(state, version=version, is_suspended=False, suspended_reason="")

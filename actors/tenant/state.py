@@ -124,6 +124,7 @@ class Tenant(msgspec.Struct, frozen=True):
     plan: Plan = "free"
     created_us: int = 0
     is_suspended: bool = False
+    erased_us: int = 0
     suspended_reason: str = ""
     users: Mapping[str, User] = {}
     keys: Mapping[str, Key] = {}

@@ -25,6 +25,10 @@ class ResumeTenant(Command, frozen=True, tag="tenant.resume"):
     pass
 
 
+class EraseTenant(Command, frozen=True, tag="tenant.erase"):
+    """The last thing that is ever asked of a tenant: its log closes with the fact."""
+
+
 class DescribeTenant(Query, frozen=True, tag="tenant.describe"):
     pass
 
@@ -48,5 +52,11 @@ class TenantResumed(Event, frozen=True, tag="tenant.resumed.v1"):
     pass
 
 
-LifecycleCommand = CreateTenant | ChangePlan | SuspendTenant | ResumeTenant | DescribeTenant
-LifecycleEvent = TenantCreated | PlanChanged | TenantSuspended | TenantResumed
+class TenantErased(Event, frozen=True, tag="tenant.erased.v1"):
+    """The tenant's key is destroyed from here on: what was personal in its events reads as placeholders."""
+
+    erased_us: int
+
+
+LifecycleCommand = CreateTenant | ChangePlan | SuspendTenant | ResumeTenant | EraseTenant | DescribeTenant
+LifecycleEvent = TenantCreated | PlanChanged | TenantSuspended | TenantResumed | TenantErased

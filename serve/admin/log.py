@@ -51,7 +51,7 @@ async def verify_tenant(services: Svc, tenant: str) -> VerifiedOut:
     """Walk the tenant's hash chain from its first event. 500 `chain_broken` names the first bad position."""
     if not TENANT_ID.fullmatch(tenant):
         raise NotFoundError("tenant", tenant[:80])
-    return VerifiedOut(**msgspec.structs.asdict(await verify(services.store, tenant)))
+    return VerifiedOut(**msgspec.structs.asdict(await verify(services.store, tenant, services.vault)))
 
 
 @router.get("/tenants/{tenant}/events", response_model=EventPage)

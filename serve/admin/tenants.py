@@ -185,7 +185,7 @@ async def resume_tenant(
     """
     head = await head_of(services, tenant)
     if head.status == "halted":
-        await verify(services.store, tenant)
+        await verify(services.store, tenant, services.vault)
         await services.store.resume(tenant)
         ok = await ask(services, tenant, DescribeTenant())
     else:

@@ -93,15 +93,46 @@ def suspend_tenant(
     show(AdminClient.find(data_dir).call("POST", f"/tenants/{tenant}/suspend", {"reason": reason}), as_json)
 
 
+@tenants.command("erase")
+def erase_tenant(
+    tenant: TenantArgument,
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask: erasing can't be undone.")] = False,
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    as_json: JsonOption = False,
+) -> None:
+    """Destroy a tenant's personal data for good: its key, replies, snapshots, read models; and prove it, place by place.
+
+    The log closes with the fact and still verifies; what was personal in it can't be read by anybody any more.
+    """
+    if not yes:
+        typer.confirm(f"Erase tenant {tenant!r} for good?", abort=True)
+    report = AdminClient.find(data_dir).call("POST", f"/tenants/{tenant}/erase")
+    if as_json:
+        print_json(report)
+    else:
+        for place in report["places"]:
+            print(f"{'ok  ' if place['ok'] else 'FAIL'}  {place['name']:<28} {place['detail']}")
+    if not report["ok"]:
+        raise typer.Exit(1)
+
+
 @tenants.command("resume")
 def resume_tenant(
-    tenant: TenantArgument, data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False
+    tenant: TenantArgument,
+    accept_loss: Annotated[
+        bool, typer.Option("--accept-loss", help="Go on although the store has lost acknowledged events of it.")
+    ] = False,
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    as_json: JsonOption = False,
 ) -> None:
     """Resume a suspended tenant, or open one again that was halted because its log was not what it should be.
 
     A halted tenant's log is verified first.
     """
-    show(AdminClient.find(data_dir).call("POST", f"/tenants/{tenant}/resume"), as_json)
+    client = AdminClient.find(data_dir)
+    if accept_loss:
+        client.call("POST", f"/tenants/{tenant}/accept-loss")
+    show(client.call("POST", f"/tenants/{tenant}/resume"), as_json)
 
 
 @tenants.command("quarantine")
