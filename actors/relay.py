@@ -195,23 +195,30 @@ class Relay:
 
     async def _find_stalls(self) -> None:
         """Messages wait, we have room, and none comes: whatever the reason, another consumer starts from what is true."""
+        waits_since: float | None = None
         while True:
             await asyncio.sleep(STALL_CHECK_S)
             assert self._puller is not None
-            silent_s = time.monotonic() - self._puller.delivered_at
-            if silent_s < 2 * inboxes.ACK_WAIT_S or self.in_hand >= IN_HAND_MAX:
+            if not await self._leaves_waiting():
+                waits_since = None
                 continue
-            try:
-                info = await self._inbox.consumer(self.consumer)
-            except ConsumerLostError as error:
-                raise BrokenPullError("the consumer was deleted") from error
-            expected = self.in_hand + sum(lane.messages.parked for lane in self._lanes.values())
-            if (info.num_pending or 0) > 0 or (info.num_ack_pending or 0) > expected:
-                log.error(
-                    "relay.stalled consumer=%s pending=%s silent_s=%.0f", self.consumer, info.num_pending, silent_s
-                )
+            waits_since = waits_since or time.monotonic()
+            silent_s = time.monotonic() - max(waits_since, self._puller.delivered_at)
+            if silent_s > 2 * inboxes.ACK_WAIT_S:
+                log.error("relay.stalled consumer=%s silent_s=%.0f", self.consumer, silent_s)
                 await self._inbox.delete_consumer(self.consumer)
                 raise BrokenPullError(f"nothing came for {silent_s:.0f} s though messages wait")
+
+    async def _leaves_waiting(self) -> bool:
+        """Does the broker keep messages that we have room for, or count some as ours that we don't have?"""
+        if self.in_hand >= IN_HAND_MAX:
+            return False
+        try:
+            info = await self._inbox.consumer(self.consumer)
+        except ConsumerLostError as error:
+            raise BrokenPullError("the consumer was deleted") from error
+        ours = self.in_hand + sum(lane.messages.parked for lane in self._lanes.values())
+        return (info.num_pending or 0) > 0 or (info.num_ack_pending or 0) > ours
 
     # --- what comes
 

@@ -113,7 +113,7 @@ class Fetcher:
     async def _work(self, store: Store, subscription: JetStreamContext.PullSubscription) -> None:
         position = 0
         while True:
-            with contextlib.suppress(nats.errors.TimeoutError):
+            with contextlib.suppress(TimeoutError):
                 messages = await subscription.fetch(_BATCH, timeout=0.5)
                 events = [message.data[: self._event_bytes].ljust(self._event_bytes, b".") for message in messages]
                 if events:
