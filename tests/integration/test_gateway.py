@@ -15,6 +15,7 @@ import pytest
 import uvicorn
 from openai import AsyncOpenAI
 
+from actors.supervision.shared import SharedSupervisors
 from actors.tools.upstream import Upstream
 from events.ask import Asker
 from events.bus import Bus
@@ -123,6 +124,8 @@ async def world(
         models = ReadModels(connect(servers.valkey_url, db=settings.reads_db), keys)
         await models.open()
         projecting = asyncio.create_task(Runner(valkey_store, models, bus, PROJECTIONS, range(SLICE_COUNT)).run())
+        supervisors = SharedSupervisors(bus, is_first=True)
+        await supervisors.start()
         gateway = Gateway()
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
@@ -135,6 +138,7 @@ async def world(
             server.should_exit = True
             await serving
         await gateway.close()
+        await supervisors.close()
         projecting.cancel()
         await asyncio.wait([projecting])
         await models.close()
