@@ -1,18 +1,30 @@
 """A platform without Ray: a real Valkey, a real NATS, a shard in this process, and something that activates."""
 
+import asyncio
+import socket
 import uuid
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
+import uvicorn
 
 from actors.shard import Shard
 from events.ask import Asker
 from events.bus import Bus
 from events.clock import SystemClock
 from events.keys import Keys
-from events.valkey_store import ValkeyEventStore
+from events.slices import SLICE_COUNT
+from events.valkey_store import ValkeyEventStore, connect
+from projections.actor import PROJECTIONS
+from projections.runner import ReadModels, Runner
+from serve.gateway import Gateway
+from serve.settings import Settings
 from tests.kit.activator import activating
-from tests.kit.servers import Servers
+from tests.kit.gateway import ADMIN_KEY, World, models_of
+from tests.kit.servers import MASTER_KEY, Servers
+from tests.kit.upstream import running_upstream
 
 
 def bus_went_deaf() -> None:
@@ -51,3 +63,49 @@ async def asker(bus: Bus, shard: Shard, silo: Shard, valkey_store: ValkeyEventSt
 @pytest.fixture
 def new_tenant() -> Callable[[], str]:
     return lambda: f"t{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+async def world(
+    servers: Servers,
+    valkey_store: ValkeyEventStore,
+    bus: Bus,
+    asker: Asker,
+    keys: Keys,
+    monkeypatch: pytest.MonkeyPatch,
+    new_tenant: Any,
+    tmp_path: Path,
+) -> AsyncIterator[World]:
+    async with running_upstream() as upstream:
+        settings = Settings(
+            nats_url=servers.nats_url,
+            valkey_url=servers.valkey_url,
+            vault_url=servers.vault_url,
+            master_key=MASTER_KEY,
+            admin_key=ADMIN_KEY,
+            pepper="p" * 48,
+            models=models_of(upstream),
+            call_timeout_s=20,
+            body_bytes_max=300_000,
+            archive_url=str(tmp_path / "archive"),
+        )
+        for name, value in settings.to_environment().items():
+            monkeypatch.setenv(name, value)
+        models = ReadModels(connect(servers.valkey_url, db=settings.reads_db), keys)
+        await models.open()
+        projecting = asyncio.create_task(Runner(valkey_store, models, bus, PROJECTIONS, range(SLICE_COUNT)).run())
+        gateway = Gateway()
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            server = uvicorn.Server(uvicorn.Config(gateway, log_config=None, lifespan="off"))
+            serving = asyncio.create_task(server.serve(sockets=[listener]))
+            world = World(f"http://127.0.0.1:{listener.getsockname()[1]}", upstream, asker, valkey_store)
+            await world.new_tenant(new_tenant())
+            yield world
+            await world.admin.aclose()
+            server.should_exit = True
+            await serving
+        await gateway.close()
+        projecting.cancel()
+        await asyncio.wait([projecting])
+        await models.close()

@@ -22,11 +22,9 @@ from events.valkey_store import ValkeyEventStore, connect, execute
 from events.verify import verify
 from serve.cli.main import app
 from serve.client import AdminClient
-from tests.integration.test_gateway import ADMIN_KEY, World, world
 from tests.kit.factories import NOW_US, append_request
+from tests.kit.gateway import ADMIN_KEY, World
 from tests.kit.servers import Servers
-
-__all__ = ["world"]
 
 
 async def grow(store: EventStore, tenant: str, count: int) -> None:

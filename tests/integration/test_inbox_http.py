@@ -16,7 +16,7 @@ from events.inbox import Inbox, tell_subject
 from events.outcomes import Outcomes
 from events.slices import SLICE_COUNT
 from events.valkey_store import ValkeyEventStore, connect
-from tests.integration.test_gateway import World, world  # noqa: F401 - a fixture
+from tests.kit.gateway import World
 from tests.kit.inbox import until
 from tests.kit.servers import Servers
 
@@ -57,7 +57,7 @@ def status_of(admin: httpx.AsyncClient, location: str) -> Callable[[], Awaitable
     return look
 
 
-async def test_a_queued_command_is_followed_from_202_to_its_outcome(world: World, relay: RelaySwitch) -> None:  # noqa: F811
+async def test_a_queued_command_is_followed_from_202_to_its_outcome(world: World, relay: RelaySwitch) -> None:
     url, headers = f"/tenants/{world.tenant}/commands", {"idempotency-key": "the-budget"}
     told = await world.admin.post(url, json=BUDGET, headers=headers)
     assert told.status_code == 202, told.text
@@ -80,7 +80,7 @@ async def _is(look: Callable[[], Awaitable[str]], status: str) -> bool:
     return await look() == status
 
 
-async def test_a_refusal_is_an_outcome(world: World, relay: RelaySwitch) -> None:  # noqa: F811
+async def test_a_refusal_is_an_outcome(world: World, relay: RelaySwitch) -> None:
     relay.on()
     told = await world.admin.post(f"/tenants/{world.tenant}/commands", json={**BUDGET, "limit_nano_usd": -1})
     status = status_of(world.admin, told.headers["location"])
@@ -90,7 +90,7 @@ async def test_a_refusal_is_an_outcome(world: World, relay: RelaySwitch) -> None
     assert "negative" in refused["message"]
 
 
-async def test_what_cannot_be_queued_is_said_at_once(world: World, relay: RelaySwitch) -> None:  # noqa: F811
+async def test_what_cannot_be_queued_is_said_at_once(world: World, relay: RelaySwitch) -> None:
     url = f"/tenants/{world.tenant}/commands"
     for body, message in (
         ({"type": "no.such"}, "not a command"),
@@ -107,7 +107,7 @@ async def test_what_cannot_be_queued_is_said_at_once(world: World, relay: RelayS
         assert (await stranger.post(url, json=BUDGET)).status_code == 401
 
 
-async def test_dead_letters_are_listed_shown_replayed_and_discarded(world: World, relay: RelaySwitch) -> None:  # noqa: F811
+async def test_dead_letters_are_listed_shown_replayed_and_discarded(world: World, relay: RelaySwitch) -> None:
     tenant = world.tenant
     for number in (1, 2):
         await relay.inbox.put(tell_subject(tenant), b"\xc1rubbish", f"{tenant}-{number}", {}, 5.0)
@@ -128,7 +128,7 @@ async def test_dead_letters_are_listed_shown_replayed_and_discarded(world: World
     await until(lambda: _died_again(world, rows[1]["id"]), "it is still rubbish, and dead again")
 
 
-async def test_the_doctor_says_whether_the_queues_are_served(world: World, relay: RelaySwitch) -> None:  # noqa: F811
+async def test_the_doctor_says_whether_the_queues_are_served(world: World, relay: RelaySwitch) -> None:
     for info in await relay.inbox.consumers_of(range(SLICE_COUNT)):
         await relay.inbox.delete_consumer(info.name)
     assert (await _queues(world))["ok"] is False
@@ -137,21 +137,21 @@ async def test_the_doctor_says_whether_the_queues_are_served(world: World, relay
     await until(lambda: _served(world), "the doctor sees the relay")
 
 
-async def _queues(world: World) -> dict[str, Any]:  # noqa: F811
+async def _queues(world: World) -> dict[str, Any]:
     findings = (await world.admin.get("/doctor")).json()["findings"]
     found: dict[str, Any] = next(finding for finding in findings if finding["name"] == "queues")
     return found
 
 
-async def _served(world: World) -> bool:  # noqa: F811
+async def _served(world: World) -> bool:
     return (await _queues(world))["ok"] is True
 
 
-async def _dead(world: World, count: int) -> bool:  # noqa: F811
+async def _dead(world: World, count: int) -> bool:
     page = (await world.admin.get("/dead-letters", params={"tenant": world.tenant})).json()
     return len(page["data"]) == count
 
 
-async def _died_again(world: World, first_id: str) -> bool:  # noqa: F811
+async def _died_again(world: World, first_id: str) -> bool:
     page = (await world.admin.get("/dead-letters", params={"tenant": world.tenant})).json()
     return [row["id"] != first_id for row in page["data"]] == [True]

@@ -1,0 +1,75 @@
+"""The whole HTTP surface in this process: a real gateway on real NATS and Valkey; only Ray and the model are not there."""
+
+import asyncio
+import json
+from typing import Any
+
+import httpx
+from openai import AsyncOpenAI
+
+from actors.tools.upstream import Upstream
+from events.ask import Asker
+from events.money import Price
+from events.valkey_store import ValkeyEventStore
+from serve.settings import Model, ModelsFile
+from tests.kit.upstream import WORDS, FakeUpstream
+
+ADMIN_KEY = "sk-admin-0123456789abcdef"
+TEXT = "".join(WORDS)
+ASK: Any = [{"role": "user", "content": "What is the answer?"}]
+BEHAVIOURS = ("ok", "slow", "broken", "error-500", "error-400", "error-429", "no-usage", "hang")
+
+
+def models_of(upstream: FakeUpstream) -> ModelsFile:
+    price = Price.model_validate({"input_usd_per_mtok": "0.10", "output_usd_per_mtok": "0.40"})
+    models = [
+        Model(name=f"m-{name}", upstreams=(Upstream(base_url=upstream.base_url, model=name),), price=price)
+        for name in BEHAVIOURS
+    ]
+    away = Model(name="m-away", upstreams=(Upstream(base_url="http://127.0.0.1:1/v1", model="ok"),), price=price)
+    tool = {"name": "mock", "adapter": "tests.kit.fakes:MockTool", "bulkhead": 5}
+    return ModelsFile(models=(*models, away), tools=(tool,))
+
+
+class World:
+    """A running gateway, and what a test needs to talk to it."""
+
+    def __init__(self, base_url: str, upstream: FakeUpstream, asker: Asker, store: ValkeyEventStore) -> None:
+        self.base_url, self.upstream, self.asker, self.store = base_url, upstream, asker, store
+        headers = {"authorization": f"Bearer {ADMIN_KEY}"}
+        self.admin = httpx.AsyncClient(base_url=f"{base_url}/admin/v1", headers=headers)
+        self.tenant = ""
+        self.key = ""
+        self.key_id = ""
+
+    async def new_tenant(self, tenant: str) -> None:
+        created = await self.admin.post("/tenants", json={"id": tenant, "name": tenant})
+        assert created.status_code == 201, created.text
+        issued = await self.admin.post(f"/tenants/{tenant}/keys", json={"name": "test"})
+        assert issued.status_code == 201, issued.text
+        self.tenant, self.key, self.key_id = tenant, issued.json()["key"], issued.json()["key_id"]
+
+    def client(self, key: str | None = None, **options: Any) -> AsyncOpenAI:
+        return AsyncOpenAI(base_url=f"{self.base_url}/v1", api_key=key or self.key, max_retries=0, **options)
+
+    async def usage(self, **query: Any) -> dict[str, Any]:
+        async with httpx.AsyncClient(headers={"authorization": f"Bearer {self.key}"}) as http:
+            response = await http.get(f"{self.base_url}/v1/usage", params=query)
+        assert response.status_code == 200, response.text
+        used: dict[str, Any] = response.json()
+        return used
+
+    async def event_types(self) -> list[str]:
+        page = (await self.admin.get(f"/tenants/{self.tenant}/events", params={"limit": 1000})).json()
+        return [event["type"] for event in page["data"]]
+
+    async def settled(self) -> dict[str, Any]:
+        """The data of the first settled call, as soon as it is in the log."""
+        url, query = f"/tenants/{self.tenant}/events", {"follow": True}
+        async with asyncio.timeout(10), self.admin.stream("GET", url, params=query) as stream:
+            async for line in stream.aiter_lines():
+                event = json.loads(line[6:]) if line.startswith("data: ") else {}
+                if event.get("type") == "call.settled.v1":
+                    data: dict[str, Any] = event["data"]
+                    return data
+        raise AssertionError("the stream of events ended")
