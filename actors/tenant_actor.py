@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import Sequence
 
+from actors.run.dispatcher import Dispatcher
 from actors.shard import Limits, Shard
 from events.clock import SystemClock
 from events.errors import NotServedError, PlatformError, TenantCrashedError
 from events.process import Connect, end_when_stuck
 from events.store import Placement
+from events.work import WorkQueue
 
 _HOST_ANSWERS_AFTER_S = 1.0
 
@@ -29,8 +31,17 @@ class TenantActor:
     async def _open(self) -> Shard:
         self._watching = asyncio.create_task(end_when_stuck())
         connections = await self._connect(f"shard-{self._name}")
+        queue = WorkQueue(connections.bus)
+        await queue.prepare()
         return Shard(
-            self._name, self._serves, connections.store, connections.bus, SystemClock(), connections.keys, self._limits
+            self._name,
+            self._serves,
+            connections.store,
+            connections.bus,
+            SystemClock(),
+            connections.keys,
+            self._limits,
+            Dispatcher(queue),
         )
 
     async def ready(self) -> None:

@@ -17,6 +17,7 @@ from events.run import Reference
 from events.sealing import Cipher, open_bytes, seal_bytes
 
 OBJECT_BYTES_MAX = 256 * 2**20
+INLINE_BYTES_MAX = 64 * 1024  # larger payloads go to the object area
 _SEALED_AS = "object"
 
 
@@ -25,7 +26,7 @@ class Ciphers(Protocol):
 
 
 class Objects:
-    """``<base>/<tenant>/<two digits>/<hash>``. Nothing is ever changed there."""
+    """``<base>/<tenant>/<two digits>/<hash>``. Nothing is ever changed there. Without a base nothing can be put."""
 
     def __init__(self, base: str, ciphers: Ciphers) -> None:
         self._base, self._ciphers = base.rstrip("/"), ciphers
@@ -34,8 +35,10 @@ class Objects:
         """Returns when the object is complete.
 
         Raises:
-            TooLargeError: Over ``OBJECT_BYTES_MAX``.
+            TooLargeError: Over ``OBJECT_BYTES_MAX``, or there is no object area.
         """
+        if not self._base:
+            raise TooLargeError("a payload in bytes without TENANTRY_OBJECTS_URL", len(payload), INLINE_BYTES_MAX)
         if len(payload) > OBJECT_BYTES_MAX:
             raise TooLargeError("an object in bytes", len(payload), OBJECT_BYTES_MAX)
         sealed = seal_bytes(await self._ciphers.cipher(tenant, create=True), _SEALED_AS, payload)

@@ -75,7 +75,9 @@ class Used(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StartRun(Command, frozen=True, tag="run.start"):
-    """``version`` 0: the newest. ``deadline_us`` 0: none. ``kept`` and ``forked_from`` are a fork's."""
+    """``version`` 0: the newest. ``deadline_us`` 0: none; ``lasts_us`` says the same from its start on. ``kept`` and
+    ``forked_from`` are a fork's.
+    """
 
     run_id: str
     saga: str
@@ -88,6 +90,7 @@ class StartRun(Command, frozen=True, tag="run.start"):
     tags: Mapping[str, str] = {}
     forked_from: str = ""
     kept: tuple[KeptStep, ...] = ()
+    lasts_us: int = 0
 
 
 class FinishStep(Command, frozen=True, tag="run.finish_step"):

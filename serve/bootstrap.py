@@ -1,18 +1,27 @@
 """The only place that opens connections. Every process of a deployment comes here with the settings it inherited."""
 
+import os
+import socket
 from collections.abc import Callable
 
 from actors.archiver_actor import start_archiver
 from actors.relay_actor import RelayConnections, start_relays
+from actors.run.runner import Handler, call_function
+from actors.run.runner_actor import RunnerConnections, start_runners
 from actors.shard import Limits
+from actors.supervision.clients import Resilience
 from actors.supervision.root import start_root_supervisor
 from actors.supervision.shared_actor import start_shared_supervisors
+from actors.tools.registry import Registry, shared_pipelines
+from actors.tools.runner import Tools
 from events import failpoints
 from events.archive import Archive, Policy
 from events.archiver import Archiver
+from events.ask import Asker
 from events.bus import Bus
 from events.inbox import Inbox
 from events.keys import Keys, parse_master_keys
+from events.objects import Objects
 from events.outcomes import Outcomes
 from events.process import Connections, end_process
 from events.slices import SLICE_COUNT
@@ -22,7 +31,9 @@ from events.vault import Vault
 from projections.actor import start_projections
 from projections.runner import ReadModels
 from serve.doors import Doors
-from serve.settings import Settings
+from serve.sagas import load_sagas
+from serve.settings import Settings, tool_configs
+from serve.steps import ToolSteps
 
 # Above the longest blocking read, so that waiting for events is not taken for a dead server.
 _SOCKET_TIMEOUT_S = 8.0
@@ -68,6 +79,40 @@ async def open_connections(name: str) -> Connections:
     return Connections(await open_store(settings), await open_bus(settings, name), keys)
 
 
+async def open_shard(name: str) -> Connections:
+    """What tenants' actors work with: they decide about runs, so they know the sagas."""
+    load_sagas(Settings.from_environment().sagas)
+    return await open_connections(name)
+
+
+async def open_runner(name: str) -> RunnerConnections:
+    settings = Settings.from_environment()
+    load_sagas(settings.sagas)
+    vault = await open_vault(settings)
+    bus, keys = await open_bus(settings, name), keys_of(settings, vault)
+    resilience = await open_resilience(bus, name)
+    tools = Tools(Asker(bus), Registry(tool_configs(settings.models), build=shared_pipelines(resilience)))
+    handlers: dict[str, Handler] = {"function": call_function, "tool": ToolSteps(tools)}
+
+    async def close() -> None:
+        await tools.close()
+        await resilience.close()
+        await bus.close()
+        await vault.close()
+
+    return RunnerConnections(bus, keys, open_objects(settings, keys), handlers, settings.steps_at_once, close)
+
+
+async def open_resilience(bus: Bus, name: str) -> Resilience:
+    resilience = Resilience(bus, f"{name}-{socket.gethostname()}-{os.getpid()}")
+    await resilience.start()
+    return resilience
+
+
+def open_objects(settings: Settings, keys: Keys) -> Objects:
+    return Objects(settings.objects_url, keys)
+
+
 def open_outcomes(settings: Settings) -> Outcomes:
     return Outcomes(connect(settings.valkey_url, timeout_s=_SOCKET_TIMEOUT_S))
 
@@ -94,8 +139,9 @@ def start_actors(settings: Settings) -> Callable[[], None]:
     returned function waits until tenants can be activated.
     """
     limits = Limits(settings.idle_after_s, settings.active_tenants_max)
-    wait_until_listening = start_root_supervisor(open_connections, settings.pool_shards, limits)
+    wait_until_listening = start_root_supervisor(open_shard, settings.pool_shards, limits)
     start_relays(open_relay, settings.relays)
+    start_runners(open_runner, settings.runners)
     start_shared_supervisors(open_connections)
     start_projections(open_connections, open_models, range(SLICE_COUNT))
     if settings.archive_url:

@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-import os
-import socket
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -12,7 +10,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from actors.supervision.clients import Resilience
 from actors.tools.model import ModelClient
 from actors.tools.registry import Registry, shared_pipelines
 from actors.tools.runner import Tools
@@ -30,7 +27,7 @@ from serve.auth import Authenticator, KnownTenants, bearer
 from serve.chat import ChatEndpoint
 from serve.doors import OwnDoor
 from serve.http_errors import HttpError, as_http_error, error_body, error_headers, unexpected_error
-from serve.own import own_commands, own_reads
+from serve.own import own_commands, own_reads, own_runs
 from serve.own.routes import Reader
 from serve.services import Services
 from serve.settings import Settings, tool_configs
@@ -83,6 +80,7 @@ def build_app(body_bytes_max: int) -> FastAPI:
     app.include_router(router)
     app.include_router(own_commands)
     app.include_router(own_reads)
+    app.include_router(own_runs)
     app.add_exception_handler(HttpError, _on_http_error)
     app.add_exception_handler(PlatformError, _on_platform_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
@@ -154,8 +152,7 @@ class Gateway:
         keys = bootstrap.keys_of(settings, vault)
         models = await bootstrap.open_read_models(settings, keys)
         doors = bootstrap.open_doors(settings)
-        resilience = Resilience(bus, f"gateway-{socket.gethostname()}-{os.getpid()}")
-        await resilience.start()
+        resilience = await bootstrap.open_resilience(bus, "gateway")
         tools = Tools(asker, Registry(tool_configs(settings.models), build=shared_pipelines(resilience)))
         app = build_app(settings.body_bytes_max)
         inbox, outcomes = Inbox(bus, settings.tell_queue_max), bootstrap.open_outcomes(settings)

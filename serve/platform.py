@@ -37,12 +37,14 @@ from serve.local_servers import (
     require_free,
     valkey_spec,
 )
+from serve.sagas import load_sagas
 from serve.settings import Model, ModelsFile, Settings, SettingsError, load_models, parse_models, tool_configs
 
 log = logging.getLogger(__name__)
 
 LOCAL_MODEL = "gemma-3-270m"
 DEMO_TENANT = "demo"
+EXAMPLE_SAGAS = "examples.order"
 _NATS_USER = "tenantry"
 _LOCAL_OUTPUT_TOKENS_MAX = 256  # two cores make some 40 a second
 _MODEL_READY_TIMEOUT_S = 60.0
@@ -122,6 +124,7 @@ class Platform:
 
     def _start(self, stack: ExitStack) -> Running:
         models = configured_models(self._options.models_path)
+        load_sagas(os.environ.get("TENANTRY_SAGAS", EXAMPLE_SAGAS))
         port = require_free(self._options.port, "HTTP") if self._options.port else free_port()
         stack.enter_context(self._data.locked())
         self._data.retract()
@@ -157,6 +160,8 @@ class Platform:
             "TENANTRY_PEPPER": secrets.pepper,
             "TENANTRY_ARCHIVE_URL": str(self._data.path / "archive"),
             "TENANTRY_MASTER_KEY": secrets.master_key,
+            "TENANTRY_OBJECTS_URL": str(self._data.path / "objects"),
+            "TENANTRY_SAGAS": EXAMPLE_SAGAS,
         }
         started = {"TENANTRY_NATS_URL": nats_url, "TENANTRY_VALKEY_URL": valkey_url, "TENANTRY_VAULT_URL": vault_url}
         models_text = {"TENANTRY_MODELS": models.model_dump_json()}

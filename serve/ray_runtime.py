@@ -164,7 +164,7 @@ def _serve_controller() -> Any | None:
 
 def stop_ray(drain_timeout_s: float = 30.0) -> None:
     """Leave Ray. What ``start_ray`` started stops: applications, as soon as requests under way are done; Serve;
-    tenants' actors, as soon as what they accepted is done; Ray.
+    runners and tenants' actors, as soon as what they accepted is done; Ray.
 
     A cluster of ``connect_ray`` goes on, with all that was deployed to it.
     """
@@ -174,9 +174,16 @@ def stop_ray(drain_timeout_s: float = 30.0) -> None:
     try:
         if node is not None and node.head:
             _stop_serve(drain_timeout_s)
+            _stop_runners()
             _stop_tenant_actors()
     finally:
         ray.shutdown(wait_for_processes=True)
+
+
+def _stop_runners() -> None:
+    from actors.run.runner_actor import stop_runners  # noqa: PLC0415 - Ray reads the environment
+
+    stop_runners()
 
 
 def _stop_tenant_actors() -> None:

@@ -86,6 +86,10 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     reads_db: int = 1  # the Valkey database of the read models
     pool_shards: PositiveInt = 1
     relays: Annotated[int, Field(ge=1, le=SLICE_COUNT)] = 1  # actors that share the queues of all tenants
+    sagas: str = ""  # modules that declare sagas and step functions, separated by commas
+    runners: PositiveInt = 1  # actors that carry out steps of runs
+    steps_at_once: PositiveInt = 64  # per runner
+    objects_url: str = ""  # an fsspec path for payloads of runs over 64 KiB; empty: those are refused
     tell_queue_max: PositiveInt = QUEUE_MAX  # commands that may wait in a tenant's queue
     idle_after_s: Annotated[float, Field(ge=0.1)] = 600.0  # a tenant not asked for so long leaves memory
     active_tenants_max: PositiveInt = 20_000  # per actor: beyond it, who was asked least recently leaves memory

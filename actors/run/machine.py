@@ -268,7 +268,7 @@ class _Turn:
         self.emit(
             RunStarted(
                 command.run_id, command.saga, version, command.input, self.now_us, command.priority,
-                command.deadline_us, command.parent, command.key_id, command.tags, command.forked_from,
+                command.deadline_us or (command.lasts_us and self.now_us + command.lasts_us), command.parent, command.key_id, command.tags, command.forked_from,
             )
         )  # fmt: skip
         for kept in command.kept:

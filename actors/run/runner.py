@@ -12,12 +12,16 @@ from typing import Any, Protocol
 
 import msgspec
 
+from actors.policies.refusals import PolicyRefusal
 from actors.run.dispatcher import SEALED_AS
 from actors.run.fair_queue import FairQueue
 from actors.run.functions import StepContext, StepFailure, find_function
+from actors.tools.errors import ToolError
+from actors.tools.runner import ToolFailedBeforeError
 from events.ask import Asker
 from events.errors import CommandRefusedError, PlatformError, Refusal
 from events.ids import derived_id
+from events.objects import INLINE_BYTES_MAX
 from events.run import DescribeRun, FailStep, FinishStep, Reference, Used, pack, unpack
 from events.sealing import Cipher, open_bytes
 from events.work import ACK_WAIT_S, Taken, WorkItem, WorkQueue
@@ -29,7 +33,6 @@ _HELD_MAX = 512  # more than run at once: so a runner can be fair between those 
 _TAKE_WAIT_S = 5.0
 _RETRY_S = 0.5
 _TELL_PATIENCE_S = 300.0
-_INLINE_BYTES_MAX = 64 * 1024  # larger payloads go to the object area
 _decode_item = msgspec.msgpack.Decoder(WorkItem).decode
 
 
@@ -201,7 +204,7 @@ class Runner:
 
     async def _payload(self, tenant: str, result: Any) -> bytes:
         payload = pack(result)
-        if len(payload) <= _INLINE_BYTES_MAX:
+        if len(payload) <= INLINE_BYTES_MAX:
             return payload
         return pack(await self._objects.put(tenant, payload))
 
@@ -237,9 +240,10 @@ def _failure(item: WorkItem, error: Exception, duration_us: int) -> FailStep:
             unknown = False
         case PlatformError():
             code, message = error.code, str(error)
-            retryable = error.retryable or not isinstance(error, Refusal)
             retry_after_s = getattr(error, "retry_after_s", None) or 0.0
-            unknown = bool(getattr(error, "may_have_happened", not isinstance(error, Refusal)))
+            is_final = isinstance(error, Refusal | ToolError | ToolFailedBeforeError)
+            retryable = error.retryable or retry_after_s > 0 or not is_final
+            unknown = bool(getattr(error, "may_have_happened", not isinstance(error, Refusal | PolicyRefusal)))
     used = Used(cost_nano_usd=getattr(error, "cost_nano_usd", 0))
     return FailStep(
         item.run_id, item.order.step, item.attempt, code[:64], message[:1_000], retryable, duration_us,

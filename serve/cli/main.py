@@ -14,6 +14,7 @@ from serve.cli.keys import keys
 from serve.cli.limits import limits
 from serve.cli.prices import prices
 from serve.cli.resilience import breaker, breakers, bulkheads
+from serve.cli.runs import runs
 from serve.cli.tenants import show_tenant, tenants
 from serve.cli.tools import tools
 from serve.cli.users import users
@@ -34,6 +35,7 @@ app.add_typer(limits, name="limit")
 app.add_typer(prices, name="price")
 app.add_typer(calls, name="call")
 app.add_typer(tools, name="tool")
+app.add_typer(runs, name="runs")
 app.add_typer(archive, name="archive")
 app.command("show", hidden=True)(show_tenant)
 app.command()(log.events)

@@ -1,4 +1,6 @@
-"""Who may call what: writes and lists of keys and users need the scope ``admin``, reports ``read``."""
+"""Who may call what: writes and lists of keys and users need the scope ``admin``, reports and what runs do ``read``, starting
+and steering runs ``runs``.
+"""
 
 from typing import Annotated
 
@@ -23,5 +25,6 @@ class Needs:
 
 Reader = Annotated[Principal, Depends(Needs("read"))]
 Admin = Annotated[Principal, Depends(Needs("admin"))]
+Starter = Annotated[Principal, Depends(Needs("runs"))]
 own_commands = APIRouter(prefix="/v1", tags=["tenant"], route_class=TenantCommandRoute)
 own_reads = APIRouter(prefix="/v1", tags=["tenant"])

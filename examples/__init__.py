@@ -1,0 +1,1 @@
+"""Sagas to start from. `tenantry up` knows them unless TENANTRY_SAGAS names others."""

@@ -1,0 +1,71 @@
+"""Durable runs of any tenant."""
+
+from typing import Annotated, Any
+
+from fastapi import Body, Response
+
+from serve.admin import run_actions as runs
+from serve.admin.routes import IdempotencyKey, Svc, Who, router
+from serve.admin.run_actions import ForkFrom, NewRun, RunOut
+
+
+@router.post("/tenants/{tenant}/runs", status_code=202)
+async def start_run(
+    services: Svc, tenant: str, body: NewRun, response: Response, idempotency_key: IdempotencyKey = None
+) -> RunOut:
+    """Start a run for the tenant: 202 once it is on disk."""
+    return await runs.start(services, Who(tenant), body, response, idempotency_key)
+
+
+@router.post("/tenants/{tenant}/runs/{run_id:path}/signals/{name}", status_code=202)
+async def signal_run(
+    services: Svc,
+    tenant: str,
+    run_id: str,
+    name: str,
+    response: Response,
+    payload: Annotated[Any, Body()] = None,
+    idempotency_key: IdempotencyKey = None,
+) -> RunOut:
+    """Give the run what one of its steps waits for, or will wait for: the body, as JSON."""
+    return await runs.signal(services, Who(tenant), run_id, name, payload, response, idempotency_key)
+
+
+@router.post("/tenants/{tenant}/runs/{run_id:path}/cancel", status_code=202)
+async def cancel_run(
+    services: Svc,
+    tenant: str,
+    run_id: str,
+    response: Response,
+    reason: str = "",
+    idempotency_key: IdempotencyKey = None,
+) -> RunOut:
+    """Stop the run and its child runs; what they have done is undone."""
+    return await runs.cancel(services, Who(tenant), run_id, reason, response, idempotency_key)
+
+
+@router.post("/tenants/{tenant}/runs/{run_id:path}/retry", status_code=202)
+async def retry_run(
+    services: Svc, tenant: str, run_id: str, response: Response, idempotency_key: IdempotencyKey = None
+) -> RunOut:
+    """Have tried again what failed for good: a failed step, or what could not be undone."""
+    return await runs.retry(services, Who(tenant), run_id, response, idempotency_key)
+
+
+@router.post("/tenants/{tenant}/runs/{run_id:path}/fork", status_code=202)
+async def fork_run(
+    services: Svc,
+    tenant: str,
+    run_id: str,
+    body: ForkFrom,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> RunOut:
+    """Start a new run that keeps the results before a step, and does the rest anew."""
+    return await runs.fork(services, Who(tenant), run_id, body.step, response, idempotency_key)
+
+
+@router.get("/tenants/{tenant}/runs/{run_id:path}")
+async def show_run(services: Svc, tenant: str, run_id: str) -> Response:
+    """The run with its steps, under way or ended."""
+    return await runs.show(services, tenant, run_id)

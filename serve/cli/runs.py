@@ -1,0 +1,149 @@
+"""``tenantry runs``: durable runs of a tenant."""
+
+import json
+import uuid
+from typing import Annotated, Any
+
+import typer
+
+from events.money import money
+from serve.cli.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption, TenantArgument
+from serve.cli.output import print_json, show, time_text
+from serve.client import AdminClient
+
+runs = typer.Typer(no_args_is_help=True, help="Start durable runs, look at them, and steer them.")
+
+RunArgument = Annotated[str, typer.Argument(help="The run's id.", show_default=False)]
+_MARKS = {
+    "succeeded": "✓",
+    "skipped": "-",
+    "failed": "✗",
+    "stuck": "!",
+    "queued": "…",
+    "scheduled": "…",
+    "retrying": "↻",
+}
+
+
+@runs.command("start")
+def start_run(
+    tenant: TenantArgument,
+    saga: Annotated[str, typer.Argument(help="Its name, as the module in TENANTRY_SAGAS registers it.")],
+    given: Annotated[str, typer.Option("--input", help="What it takes, as JSON.")] = "null",
+    idempotency_key: Annotated[
+        str, typer.Option(help="The same key with the same input is the same run. [default: a new one]")
+    ] = "",
+    deadline_s: Annotated[float, typer.Option(help="Undone if it takes longer; 0: it may take for ever.")] = 0.0,
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    as_json: JsonOption = False,
+) -> None:
+    """Start a run of a saga."""
+    body = {"saga": saga, "input": _parsed(given, "--input"), **({"deadline_s": deadline_s} if deadline_s else {})}
+    client = AdminClient.find(data_dir)
+    show(client.call_once(f"/tenants/{tenant}/runs", body, idempotency_key or uuid.uuid4().hex), as_json)
+
+
+@runs.command("show")
+def show_run(
+    tenant: TenantArgument, run: RunArgument, data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False
+) -> None:
+    """Draw a run's steps, with what undid them and their child runs: state, attempts, time, cost."""
+    client = AdminClient.find(data_dir)
+    found = client.call("GET", f"/tenants/{tenant}/runs/{run}")
+    if as_json:
+        print_json(found)
+        return
+    print(_headline(found))
+    for line in _tree(client, tenant, found):
+        print(line)
+    for name in ("output", "error"):
+        if name in found:
+            print(f"{name}: {json.dumps(found[name])}")
+
+
+@runs.command("signal")
+def signal_run(
+    tenant: TenantArgument,
+    run: RunArgument,
+    name: Annotated[str, typer.Argument(help="The signal's name.", show_default=False)],
+    payload: Annotated[str, typer.Option(help="What the waiting step gets, as JSON.")] = "null",
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    as_json: JsonOption = False,
+) -> None:
+    """Give a run what it waits for, or will wait for."""
+    path = f"/tenants/{tenant}/runs/{run}/signals/{name}"
+    show(AdminClient.find(data_dir).call_once(path, _parsed(payload, "--payload"), uuid.uuid4().hex), as_json)
+
+
+@runs.command("cancel")
+def cancel_run(
+    tenant: TenantArgument, run: RunArgument, data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False
+) -> None:
+    """Stop a run and its child runs; what they have done is undone."""
+    show(AdminClient.find(data_dir).call_once(f"/tenants/{tenant}/runs/{run}/cancel", None, uuid.uuid4().hex), as_json)
+
+
+@runs.command("retry")
+def retry_run(
+    tenant: TenantArgument, run: RunArgument, data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False
+) -> None:
+    """Have tried again what failed for good: a failed step, or what could not be undone."""
+    show(AdminClient.find(data_dir).call_once(f"/tenants/{tenant}/runs/{run}/retry", None, uuid.uuid4().hex), as_json)
+
+
+@runs.command("fork")
+def fork_run(
+    tenant: TenantArgument,
+    run: RunArgument,
+    step: Annotated[str, typer.Argument(help="Done anew, with all after it.", show_default=False)],
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    as_json: JsonOption = False,
+) -> None:
+    """Start a new run that keeps the results before a step, and does the rest anew."""
+    path = f"/tenants/{tenant}/runs/{run}/fork"
+    show(AdminClient.find(data_dir).call_once(path, {"step": step}, uuid.uuid4().hex), as_json)
+
+
+def _headline(run: dict[str, Any]) -> str:
+    ended = f", ended {time_text(run['ended_us'])}" if run["ended_us"] else ""
+    cost = f", {money(run['cost_nano_usd'])} USD" if run["cost_nano_usd"] else ""
+    return f"{run['saga']} v{run['version']} {run['id']}: {run['status']}, began {time_text(run['started_us'])}{ended}{cost}"
+
+
+def _tree(client: AdminClient, tenant: str, run: dict[str, Any], indent: str = "") -> list[str]:
+    """Below each step: what undid it, or the child run that it is."""
+    undone_by = {step["undoes"]: step for step in run["steps"] if step["undoes"]}
+    forward, lines = [step for step in run["steps"] if not step["undoes"]], []
+    for number, step in enumerate(forward, 1):
+        is_last = number == len(forward)
+        lines.append(f"{indent}{'└─' if is_last else '├─'} {_step(step)}")
+        below = indent + ("   " if is_last else "│  ")
+        if undoing := undone_by.get(step["name"]):
+            lines.append(f"{below}└─ {_step(undoing)}")
+        if step["kind"] == "child":
+            child = client.call("GET", f"/tenants/{tenant}/runs/{run['id']}/{step['name']}")
+            lines += [f"{below}{_headline(child)}", *_tree(client, tenant, child, below)]
+    return lines
+
+
+def _step(step: dict[str, Any]) -> str:
+    parts = [f"{_MARKS.get(step['status'], '?')} {step['name']}"]
+    if step["kind"]:
+        parts.append(f"{step['kind']} {step['target']}")
+    parts.append(step["status"])
+    if step["attempts"] > 1:
+        parts.append(f"{step['attempts']} attempts")
+    if step["duration_us"]:
+        parts.append(f"{step['duration_us'] / 1e3:,.0f} ms")
+    if step["cost_nano_usd"]:
+        parts.append(f"{money(step['cost_nano_usd'])} USD")
+    if error := step.get("error"):
+        parts.append(f"{error['code']}: {error['message']}")
+    return "  ".join(parts)
+
+
+def _parsed(text: str, option: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{option} is not JSON: {error}") from error
