@@ -150,6 +150,16 @@ class WorkQueue:
         except (NatsError, OSError) as error:
             raise BusUnavailableError(f"{type(error).__name__}: {error}") from error
 
+    async def count(self, tenant: str) -> int:
+        """How many steps of a tenant wait or are in a runner's hands."""
+        try:
+            info = await self._jetstream.stream_info(STREAM, subjects_filter=f"work.*.{tenant}.*")
+        except NotFoundError:
+            return 0
+        except (NatsError, OSError, TimeoutError) as error:
+            raise BusUnavailableError(f"{type(error).__name__}: {error}") from error
+        return sum((info.state.subjects or {}).values())
+
     async def purge(self, tenant: str) -> None:
         """Drop all that waits of a tenant that is being erased."""
         try:

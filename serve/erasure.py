@@ -15,9 +15,11 @@ from events.codec import StoredEvent, decode_record
 from events.errors import IntegrityError
 from events.keys import CACHE_TTL_S
 from events.messages import personal_fields
+from events.objects import Objects
 from events.sealing import WITHOUT_KEY, is_sealed
 from events.vault import DestroyedKey
 from events.verify import verify
+from events.work import WorkQueue
 from projections.actor import PROJECTIONS
 from serve.services import Services
 from serve.usage import NotProjectedError, wait_for_projection
@@ -161,6 +163,31 @@ class ReadModelsPlace:
         return True, f"{', '.join(projection.name for projection in PROJECTIONS)}: empty"
 
 
+class WorkPlace:
+    name = "work queue"
+
+    async def erase(self, services: Services, tenant: str) -> None:
+        await WorkQueue(services.bus).purge(tenant)
+
+    async def check(self, services: Services, tenant: str) -> Checked:
+        left = await WorkQueue(services.bus).count(tenant)
+        return not left, f"{left} steps of runs wait for a runner" if left else "no step of a run waits for a runner"
+
+
+class ObjectsPlace:
+    name = "object area"
+
+    async def erase(self, services: Services, tenant: str) -> None:
+        if services.settings.objects_url:
+            await Objects(services.settings.objects_url, services.keys).erase(tenant)
+
+    async def check(self, services: Services, tenant: str) -> Checked:
+        if not services.settings.objects_url:
+            return True, "there is none"
+        left = await Objects(services.settings.objects_url, services.keys).count(tenant)
+        return not left, f"{left} objects are still there" if left else "it holds nothing of the tenant"
+
+
 class CachesPlace:
     name = "caches"
 
@@ -175,7 +202,8 @@ class CachesPlace:
 
 
 PLACES: list[Place] = [
-    StorePlace(), KeyPlace(), LogPlace(), ChainPlace(), ArchivePlace(), ReadModelsPlace(), CachesPlace(),
+    StorePlace(), KeyPlace(), LogPlace(), ChainPlace(), ArchivePlace(), ReadModelsPlace(), WorkPlace(), ObjectsPlace(),
+    CachesPlace(),
 ]  # fmt: skip
 
 

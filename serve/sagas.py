@@ -6,12 +6,11 @@ from serve.settings import SettingsError
 
 
 def load_sagas(modules: str) -> None:
-    """Import modules, separated by commas, and what the platform brings itself. Safe to repeat.
+    """Import modules, separated by commas. Safe to repeat.
 
     Raises:
         SettingsError: One can't be imported; the message says which and why.
     """
-    importlib.import_module("actors.run.agent")
     for name in filter(None, map(str.strip, modules.split(","))):
         try:
             importlib.import_module(name)

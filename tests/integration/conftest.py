@@ -11,6 +11,7 @@ import pytest
 import uvicorn
 
 from actors.shard import Shard
+from actors.supervision.shared import SharedSupervisors
 from events.ask import Asker
 from events.bus import Bus
 from events.clock import SystemClock
@@ -88,12 +89,15 @@ async def world(
             call_timeout_s=20,
             body_bytes_max=300_000,
             archive_url=str(tmp_path / "archive"),
+            objects_url=str(tmp_path / "objects"),
         )
         for name, value in settings.to_environment().items():
             monkeypatch.setenv(name, value)
         models = ReadModels(connect(servers.valkey_url, db=settings.reads_db), keys)
         await models.open()
         projecting = asyncio.create_task(Runner(valkey_store, models, bus, PROJECTIONS, range(SLICE_COUNT)).run())
+        supervisors = SharedSupervisors(bus, is_first=True)
+        await supervisors.start()
         gateway = Gateway()
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
@@ -106,6 +110,7 @@ async def world(
             server.should_exit = True
             await serving
         await gateway.close()
+        await supervisors.close()
         projecting.cancel()
         await asyncio.wait([projecting])
         await models.close()

@@ -6,16 +6,26 @@ from typing import Any
 import openai
 import pytest
 
+from events.bus import Bus
 from events.codec import GENESIS, chain
+from events.keys import Keys
+from events.objects import Objects
 from events.store import Append, Snapshot
 from events.valkey_store import ValkeyEventStore
+from events.work import Message, WorkQueue
 from tests.kit.factories import created, record
 from tests.kit.gateway import ASK, World
 from tests.kit.servers import Servers
 
 
 async def test_an_erased_tenant_is_unreadable_everywhere_and_its_chain_still_verifies(
-    world: World, servers: Servers, valkey_store: ValkeyEventStore, new_tenant: Any
+    world: World,
+    servers: Servers,
+    valkey_store: ValkeyEventStore,
+    new_tenant: Any,
+    bus: Bus,
+    keys: Keys,
+    tmp_path: Path,
 ) -> None:
     """Proven by the report, and by the server's own file: not even what was deleted had ever been there in clear."""
     name, tenant = "Zanzibar Q. Canary", new_tenant()
@@ -24,11 +34,25 @@ async def test_an_erased_tenant_is_unreadable_everywhere_and_its_chain_still_ver
     assert (await world.admin.get(f"/tenants/{tenant}")).json()["name"] == name
     rows = (await world.admin.get("/tenants", params={"limit": 1000})).json()["data"]
     assert next(row for row in rows if row["id"] == tenant)["name"] == name
+    queue, objects = WorkQueue(bus), Objects(str(tmp_path / "objects"), keys)
+    await queue.prepare()
+    await queue.put(f"work.tool.{tenant}.1", Message(tenant, 1.0, 0, b"sealed"))
+    await objects.put(tenant, b"large")
+    assert (await queue.count(tenant), await objects.count(tenant)) == (1, 1)
     await valkey_store.save_snapshot(tenant, Snapshot(1, 1, bytes(32), b"sealed"))
 
     report = (await world.admin.post(f"/tenants/{tenant}/erase")).json()
     assert report["ok"], report
-    assert {place["name"] for place in report["places"]} >= {"log", "vault", "archive", "read models", "hash chain"}
+    assert (await queue.count(tenant), await objects.count(tenant)) == (0, 0)
+    assert {place["name"] for place in report["places"]} >= {
+        "log",
+        "vault",
+        "archive",
+        "read models",
+        "hash chain",
+        "work queue",
+        "object area",
+    }
     assert (await world.admin.post(f"/tenants/{tenant}/erase")).json()["ok"]
 
     gone = await world.admin.get(f"/tenants/{tenant}")
