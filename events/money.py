@@ -30,14 +30,14 @@ class Price(BaseModel, frozen=True, extra="forbid"):
     input_usd_per_mtok: Decimal = Decimal(0)
     output_usd_per_mtok: Decimal = Decimal(0)
 
-    @field_validator("*", mode="before")
+    @field_validator("input_usd_per_mtok", "output_usd_per_mtok", mode="before")
     @classmethod
     def _not_a_float(cls, value: object) -> object:
         if isinstance(value, float):
             raise ValueError(f"write the price as a string, '{value}': a YAML number is a float and not exact")
         return value
 
-    @field_validator("*")
+    @field_validator("input_usd_per_mtok", "output_usd_per_mtok")
     @classmethod
     def _whole_nano_usd(cls, value: Decimal) -> Decimal:
         if not value.is_finite() or not 0 <= value <= _PRICE_MAX or value * 1000 != int(value * 1000):

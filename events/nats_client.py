@@ -236,6 +236,15 @@ class DirectClient(Client):
             log.exception("bus.handler_failed subject=%s", subject.decode(errors="replace"))
         return True
 
+    async def _process_pong(self) -> None:
+        """A flush that was cancelled leaves its future in the queue; nats-py sets that too, fails, and reads no more."""
+        if self._pongs and self._pongs[0].done():
+            self._pongs.pop(0)
+            self._pongs_received += 1
+            self._pings_outstanding = 0
+            return
+        await super()._process_pong()
+
     async def leave_to_nats_py(self, number: int, subject: bytes, reply: bytes, data: bytes) -> None:
         await super()._process_msg(number, subject, reply, data, b"")
 

@@ -86,7 +86,7 @@ async def world(
             admin_key=ADMIN_KEY,
             pepper="p" * 48,
             models=models_of(upstream),
-            call_timeout_s=20,
+            call_timeout_s=120,
             body_bytes_max=300_000,
             archive_url=str(tmp_path / "archive"),
             objects_url=str(tmp_path / "objects"),

@@ -67,3 +67,15 @@ async def test_subscriptions_and_requests_survive_a_restart_of_the_server(bus: B
             except (NoOneListensError, TimeoutError, BusUnavailableError):  # away, or back without its subscribers
                 await asyncio.sleep(0.1)
     await other.close()
+
+
+async def test_whoever_stops_waiting_for_the_server_leaves_the_bus_working(bus: Bus) -> None:
+    """A client that leaves an event stream cancels an unsubscribe: the answer to it must not end the reading."""
+    leaving = asyncio.create_task(bus._client.flush())
+    async with asyncio.timeout(5):
+        while not bus._client._pongs:  # noqa: ASYNC110 - until it is asked
+            await asyncio.sleep(0)
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    await bus._client.flush(timeout=5)
+    assert bus.is_connected

@@ -37,7 +37,7 @@ class World:
     def __init__(self, base_url: str, upstream: FakeUpstream, asker: Asker, store: ValkeyEventStore) -> None:
         self.base_url, self.upstream, self.asker, self.store = base_url, upstream, asker, store
         headers = {"authorization": f"Bearer {ADMIN_KEY}"}
-        self.admin = httpx.AsyncClient(base_url=f"{base_url}/admin/v1", headers=headers)
+        self.admin = httpx.AsyncClient(base_url=f"{base_url}/admin/v1", headers=headers, timeout=30)
         self.tenant = ""
         self.key = ""
         self.key_id = ""
