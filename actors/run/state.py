@@ -150,7 +150,7 @@ def evolve(run: Run, event: RunEvents) -> Run:
         case CompensationStuck(step=name):
             return _put(run, name, replace(run.steps[name], status="stuck"))
         case RunReopened():
-            return _evolve_reopened(event)
+            return _evolve_reopened(run, event)
         case RunBlocked(reason=reason):
             return replace(run, status="blocked", blocked=reason)
         case RunUnblocked():
@@ -179,12 +179,14 @@ def _evolve_failed(run: Run, event: StepFailed) -> Run:
     return _put(run, event.step, failed)
 
 
-def _evolve_reopened(event: RunReopened) -> Run:
+def _evolve_reopened(run: Run, event: RunReopened) -> Run:
     replace = msgspec.structs.replace
-    run = _decode_run(event.run)
+    if event.run:  # of an erased tenant nothing is left of it
+        run = _decode_run(event.run)
     steps = dict(run.steps)
     for name in event.steps:
-        steps[name] = replace(steps[name], status="retrying", due_us=0, forgiven=steps[name].attempt)
+        before = steps.get(name, Step("failed"))
+        steps[name] = replace(before, status="retrying", due_us=0, forgiven=before.attempt)
     run = replace(run, steps=steps, ended_us=0, deadline_us=0)
     if event.is_forward:
         return replace(run, status="running", failing=None, code="", message="")
