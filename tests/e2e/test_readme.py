@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from events.run import unpack
 from tests.kit.platform import UpProcess, running_platform
+from tests.kit.runs import Lab
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
@@ -52,7 +54,7 @@ def test_the_ten_lines_with_the_openai_client_print_an_answer(platform: UpProces
 def test_the_operators_commands_work_in_the_order_they_stand(platform: UpProcess) -> None:
     commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("uv run tenantry ")]
     commands = [line for line in commands if " up" not in line and " bench" not in line]
-    assert len(commands) == 16
+    assert len(commands) == 15
     for line in commands:
         words = shlex.split(line, comments=True)[3:]
         words = [word for word in words if word != "--follow"]  # without it, the same command ends
@@ -93,3 +95,19 @@ def test_every_package_and_setting_that_it_names_is_there() -> None:
     for name in set(re.findall(r"TENANTRY_[A-Z_]+", README)):
         field = name.removeprefix("TENANTRY_").lower()
         assert name in code or field in code, name
+
+
+def test_the_saga_it_declares_runs_to_its_end_or_is_undone() -> None:
+    exec(compile(block("Durable runs", "python"), "my_sagas.py", "exec"), {"__name__": "my_sagas"})
+    for is_cancelled in (False, True):
+        lab = Lab()
+        lab.start("trip", {"hotel": "Ritz"})
+        assert sorted(lab.names()) == ["flight", "hotel"]
+        lab.work_through(lambda item: unpack(item.args))
+        if is_cancelled:
+            lab.cancel()
+            lab.work_through(lambda item: unpack(item.args))
+            assert lab.run().steps["undo:flight"].status == "succeeded"
+        else:
+            lab.signal("approve", "yes")
+            assert (lab.run().status, lab.output()) == ("completed", "yes")
