@@ -218,7 +218,7 @@ class Activation:
     async def _load_snapshot(self, head: Head) -> None:
         """Begin the replay at the newest snapshot that fits the log; at the first event where none does."""
         for snapshot in await self._store.load_snapshots(self.tenant):
-            if snapshot.schema != STATE_SCHEMA or snapshot.position > head.position:
+            if snapshot.schema != STATE_SCHEMA or not 0 < snapshot.position <= head.position:
                 continue
             page = await self._store.read(self.tenant, snapshot.position - 1, 1)
             if not page or page[0].hash != snapshot.hash:

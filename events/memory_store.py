@@ -112,14 +112,17 @@ class MemoryEventStore:
         return head
 
     def _index(self, request: Append, head: Head) -> None:
-        streams = {name: list(positions) for name, positions in self._streams[request.tenant].items()}
+        streams = self._streams[request.tenant]
+        added: dict[str, list[int]] = {}
         for position, entry in enumerate(request.entries, head.position + 1):
-            positions = streams.setdefault(entry.stream, [])
-            positions.append(position)
-            if entry.version != len(positions):
-                detail = f"stream {entry.stream} is at {len(positions) - 1}, expected {entry.version - 1}"
+            positions = added.setdefault(entry.stream, [])
+            version = len(streams.get(entry.stream, ())) + len(positions)
+            if entry.version != version + 1:
+                detail = f"stream {entry.stream} is at {version}, expected {entry.version - 1}"
                 raise WrongExpectedPositionError(request.tenant, detail)
-        self._streams[request.tenant] = streams
+            positions.append(position)
+        for stream, positions in added.items():
+            streams.setdefault(stream, []).extend(positions)
 
     async def _point(self, tenant: str, last_position: int) -> None:
         pointers = self._pointers[slice_of(tenant)]

@@ -399,7 +399,8 @@ class ValkeyEventStore:
 
     async def load_snapshots(self, tenant: str) -> list[Snapshot]:
         rows = await self._call(tenant, "HVALS", f"{slice_tag(slice_of(tenant))}:snapshots:{tenant}")
-        return sorted(map(_decode_snapshot, rows), key=lambda kept: kept.position, reverse=True)
+        snapshots = filter(None, map(_readable_snapshot, rows))
+        return sorted(snapshots, key=lambda kept: kept.position, reverse=True)
 
     async def save_snapshot(self, tenant: str, snapshot: Snapshot) -> None:
         key = f"{slice_tag(slice_of(tenant))}:snapshots:{tenant}"
@@ -614,6 +615,14 @@ def _ranges(positions: Sequence[int]) -> list[tuple[int, int]]:
         else:
             ranges.append((position, position))
     return ranges
+
+
+def _readable_snapshot(row: bytes) -> Snapshot | None:
+    """None: it has rotted. A cache is done without."""
+    try:
+        return _decode_snapshot(row)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
 
 
 def _status(raw: bytes) -> TenantStatus:

@@ -4,22 +4,47 @@
 """
 
 import asyncio
+import os
+import re
 import uuid
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
 
-from events.codec import GENESIS, chain
+from events.codec import GENESIS, StoredEvent, chain, decode_record
 from events.errors import (
     CommandIdReusedError,
     FencedError,
+    PlatformError,
     TenantClosedError,
+    TenantErasedError,
     TooLargeError,
     WrongExpectedPositionError,
 )
+from events.scan import scan
 from events.slices import slice_of
-from events.store import COMMANDS_MAX, EVENTS_MAX, RECORD_BYTES_MAX, Append, Appended, EventStore, Known, Snapshot
+from events.store import (
+    APPEND_BYTES_MAX,
+    COMMANDS_MAX,
+    EVENTS_MAX,
+    RECORD_BYTES_MAX,
+    REPLY_BYTES_MAX,
+    STREAM_CHARS_MAX,
+    Append,
+    Appended,
+    AppendOutcome,
+    CommandResult,
+    EventStore,
+    Head,
+    Known,
+    Snapshot,
+)
 from tests.kit.factories import NOW_US, append_request, entries, record, reserved
+
+# By each of two writers: `TENANTRY_INTERLEAVED_APPENDS=100000 uv run pytest tests/contract -k interleaved_writers` for all.
+INTERLEAVED = int(os.environ.get("TENANTRY_INTERLEAVED_APPENDS", "5000"))
+_PIPELINED = 250
 
 
 def new_tenant() -> str:
@@ -29,6 +54,93 @@ def new_tenant() -> str:
 @pytest.fixture
 def tenant() -> str:
     return new_tenant()
+
+
+class Kept(NamedTuple):
+    """All that the port shows of a tenant."""
+
+    head: Head | None
+    epochs: list[int | None]
+    log: list[StoredEvent]
+    streams: list[list[StoredEvent]]
+    replies: dict[str, CommandResult]
+    snapshots: list[Snapshot]
+    is_due: bool
+    cursor: str
+    leftovers: dict[str, int]
+
+
+async def kept(store: EventStore, tenant: str) -> Kept:
+    number = slice_of(tenant)
+    return Kept(
+        await store.head(tenant),
+        await store.epochs([tenant]),
+        await store.read(tenant, 0),
+        [await store.read_stream(tenant, stream, 0) for stream in ("tenant", "run/1")],
+        await store.replies(tenant, ["a", "b", "new"]),
+        await store.load_snapshots(tenant),
+        tenant in await store.due(NOW_US),
+        (await store.newest_cursors([number]))[number],
+        await store.leftovers(tenant),
+    )
+
+
+def refused_append(why: str, good: Append) -> Append:
+    """An append that has one thing wrong with it, and is otherwise like ``good``."""
+    entry, (command,) = good.entries[-1], good.commands
+    long = msgspec.structs.replace(entry, stream="s" * (STREAM_CHARS_MAX + 1))
+    large = msgspec.structs.replace(entry, record=bytes(RECORD_BYTES_MAX + 1))
+    full = msgspec.structs.replace(entry, record=bytes(RECORD_BYTES_MAX))
+    changes: dict[str, dict[str, Any]] = {
+        "stale epoch": {"epoch": good.epoch - 1},
+        "epoch of the future": {"epoch": good.epoch + 1},
+        "position before": {"expected_position": good.expected_position - 1},
+        "position after": {"expected_position": good.expected_position + 1},
+        "another previous hash": {"previous_hash": b"x" * 32},
+        "stream version before": {"entries": [msgspec.structs.replace(entry, version=entry.version - 1)]},
+        "stream version after": {"entries": [msgspec.structs.replace(entry, version=entry.version + 1)]},
+        "second stream's version": {"entries": [entry, msgspec.structs.replace(entry, stream="run/1", version=7)]},
+        "command with another body": {"commands": [command, CommandResult("a", b"2" * 32, b"")]},
+        "long name of a stream": {"entries": [long]},
+        "large event": {"entries": [large]},
+        "large reply": {"commands": [CommandResult("new", b"b" * 32, bytes(REPLY_BYTES_MAX + 1))]},
+        "many events": {"entries": [entry] * (EVENTS_MAX + 1)},
+        "many commands": {"commands": [command] * (COMMANDS_MAX + 1)},
+        "large append": {"entries": [full] * (APPEND_BYTES_MAX // RECORD_BYTES_MAX + 1)},
+    }
+    return msgspec.structs.replace(good, **changes[why])
+
+
+REFUSALS: dict[str, tuple[type[PlatformError], str]] = {
+    "stale epoch": (FencedError, "epoch is 2"),
+    "epoch of the future": (FencedError, "epoch is 2"),
+    "position before": (WrongExpectedPositionError, "is at 3, expected 2"),
+    "position after": (WrongExpectedPositionError, "is at 3, expected 4"),
+    "another previous hash": (WrongExpectedPositionError, "another event is at 3"),
+    "stream version before": (WrongExpectedPositionError, "stream tenant is at 3, expected 2"),
+    "stream version after": (WrongExpectedPositionError, "stream tenant is at 3, expected 4"),
+    "second stream's version": (WrongExpectedPositionError, "stream run/1 is at 0, expected 6"),
+    "command with another body": (CommandIdReusedError, "'a' was used before"),
+    "long name of a stream": (TooLargeError, "a stream's name"),
+    "large event": (TooLargeError, "an event in bytes"),
+    "large reply": (TooLargeError, "a reply in bytes"),
+    "many events": (TooLargeError, "events in one append"),
+    "many commands": (TooLargeError, "commands in one append"),
+    "large append": (TooLargeError, "one append in bytes"),
+}
+
+
+async def filled(store: EventStore, tenant: str) -> Append:
+    """A tenant with something in every place, and the append that would come next: it changes every place."""
+    await store.claim(tenant)
+    epoch = (await store.claim(tenant)).epoch
+    first = append_request(tenant, epoch=epoch, events=3, commands=("a", "b"), next_timer_us=NOW_US)
+    await store.append(first)
+    await store.save_snapshot(tenant, Snapshot(1, 2, bytes(32), b"state"))
+    previous = first.entries[-1].hash
+    return append_request(
+        tenant, epoch=epoch, position=3, previous=previous, commands=("new",), next_timer_us=0, placement="silo"
+    )
 
 
 class StoreContract:
@@ -244,20 +356,29 @@ class EventStoreContract(StoreContract):
             for name in ours:
                 await store.set_timer(name, 0)
 
+    @pytest.mark.timeout(900)
     async def test_interleaved_writers_of_two_epochs_leave_one_history(self, store: EventStore, tenant: str) -> None:
-        """The older one is refused every single time."""
+        """The older one is refused every single time, also where its appends arrive among the newer one's."""
         stale, current = (await store.claim(tenant)).epoch, (await store.claim(tenant)).epoch
-        previous, refused = GENESIS, 0
-        for position in range(200):
-            try:
-                await store.append(append_request(tenant, epoch=stale, position=position, previous=previous))
-            except FencedError:
-                refused += 1
-            request = append_request(tenant, epoch=current, position=position, previous=previous)
-            assert await store.append(request) == Appended(position + 1, position + 1)
-            previous = request.entries[-1].hash
-        assert refused == 200
-        assert len(await store.read(tenant, 0)) == 200
+        hashes, outcomes = list[bytes](), list[AppendOutcome]()
+        for begin in range(0, INTERLEAVED, _PIPELINED):
+            both = []
+            for position in range(begin, min(begin + _PIPELINED, INTERLEAVED)):
+                previous = hashes[-1] if hashes else GENESIS
+                rival = append_request(tenant, epoch=stale, position=position, previous=previous)
+                request = append_request(tenant, epoch=current, position=position, previous=previous)
+                # before it, where its position is still free, or after it
+                both += [rival, request] if position % 2 else [request, rival]
+                hashes.append(request.entries[-1].hash)
+            outcomes += await store.append_many(both)
+        assert sum(isinstance(outcome, FencedError) for outcome in outcomes) == INTERLEAVED
+        written = [outcome for outcome in outcomes if isinstance(outcome, Appended)]
+        assert written == [Appended(position, position) for position in range(1, INTERLEAVED + 1)]
+        log = [event async for page in scan(store, tenant, 0, INTERLEAVED) for event in page]
+        assert [event.position for event in log] == list(range(1, INTERLEAVED + 1))
+        assert [event.hash for event in log] == hashes
+        assert await store.read(tenant, INTERLEAVED) == []
+        assert {decode_record(event.record).epoch for event in log} == {current}
 
     async def test_a_stream_is_read_by_version_wherever_its_events_lie(self, store: EventStore, tenant: str) -> None:
         """Three streams grow turn by turn, one of them past the size of an index field."""
@@ -298,6 +419,63 @@ class EventStoreContract(StoreContract):
         with pytest.raises(WrongExpectedPositionError):
             await store.append(Append(tenant, epoch, 1, first.entries[-1].hash, wrong, []))
         assert len(await store.read(tenant, 0)) == 1
+
+    @pytest.mark.parametrize("why", REFUSALS)
+    async def test_a_refused_append_changes_nothing(self, store: EventStore, tenant: str, why: str) -> None:
+        """Log, streams, head, replies, timer, snapshots and what followers see; and the good append still fits."""
+        good = await filled(store, tenant)
+        before = await kept(store, tenant)
+        error, words = REFUSALS[why]
+        with pytest.raises(error, match=re.escape(words)):
+            await store.append(refused_append(why, good))
+        assert await kept(store, tenant) == before
+        assert await store.append(good) == Appended(4, 4)
+        assert (await kept(store, tenant)).is_due is False
+
+    @pytest.mark.parametrize("status", ["halted", "erased"])
+    async def test_a_closed_log_refuses_by_name_and_changes_nothing(
+        self, store: EventStore, tenant: str, status: str
+    ) -> None:
+        good = await filled(store, tenant)
+        await (store.halt(tenant, good.epoch, "looked odd") if status == "halted" else store.erase(tenant))
+        before = await kept(store, tenant)
+        assert (before.head and before.head.status, before.is_due) == (status, False)
+        with pytest.raises(TenantClosedError, match=status) as refused:
+            await store.append(good)
+        assert isinstance(refused.value, TenantErasedError) is (status == "erased")
+        assert await kept(store, tenant) == before
+
+    async def test_only_the_owner_halts_and_resuming_opens_the_log_again(self, store: EventStore, tenant: str) -> None:
+        good = await filled(store, tenant)
+        before = await kept(store, tenant)
+        await store.halt(tenant, good.epoch - 1, "a stale owner thinks so")
+        assert await kept(store, tenant) == before
+        await store.halt(tenant, good.epoch, "looked odd")
+        await store.resume(tenant)
+        assert await store.append(good) == Appended(4, 4)
+
+    async def test_erasing_closes_the_log_for_ever_and_leaves_only_events(self, store: EventStore, tenant: str) -> None:
+        """Whoever owns it; a second time changes nothing, and no other tenant loses anything."""
+        good, other = await filled(store, tenant), new_tenant()
+        await filled(store, other)
+        others = await kept(store, other)
+        log = await store.read(tenant, 0)
+        assert await store.leftovers(tenant) == {"replies": 2, "snapshots": 1, "timers": 1}
+        for _ in range(2):
+            await store.erase(tenant)
+            assert await store.leftovers(tenant) == {"replies": 0, "snapshots": 0, "timers": 0}
+        assert await store.replies(tenant, ["a", "b"]) == {}
+        assert await store.load_snapshots(tenant) == []
+        assert await store.read(tenant, 0) == log
+        await store.resume(tenant)
+        assert (await store.claim(tenant)).status == "erased"
+        with pytest.raises(TenantErasedError):
+            await store.append(msgspec.structs.replace(good, epoch=good.epoch + 1))
+        after = await kept(store, other)
+        assert after._replace(cursor="") == others._replace(cursor="")
+
+    async def test_a_tenant_nobody_knows_has_nothing_left(self, store: EventStore, tenant: str) -> None:
+        assert await store.leftovers(tenant) == {"replies": 0, "snapshots": 0, "timers": 0}
 
     async def test_the_two_newest_snapshots_are_kept(self, store: EventStore, tenant: str) -> None:
         assert await store.load_snapshots(tenant) == []

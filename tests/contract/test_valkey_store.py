@@ -1,18 +1,25 @@
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from events.archive import Archive
-from events.errors import IntegrityError, StoreMismatchError, StoreUnavailableError
+from events.errors import (
+    IntegrityError,
+    StoreMismatchError,
+    StoreUnavailableError,
+    TenantClosedError,
+    WrongExpectedPositionError,
+)
 from events.slices import slice_of, slice_tag
 from events.store import Appended, EventStore
-from events.valkey_store import IDENTITY_KEY, ValkeyEventStore, connect, execute, load_library
+from events.valkey_store import IDENTITY_KEY, ValkeyEventStore, _append_args, connect, execute, load_library
 from events.verify import verify
 from tests.contract.archiving import ArchivingContract
-from tests.contract.event_store import EventStoreContract, tenant
+from tests.contract.event_store import REFUSALS, EventStoreContract, filled, refused_append, tenant
 from tests.kit.factories import append_request
 from tests.kit.servers import Servers
 
@@ -53,29 +60,145 @@ async def test_keys_of_another_slice_or_tenant_are_refused(valkey_store: ValkeyE
         await execute(client, "FCALL", "tenantry_v2_append", 7, *keys, "b")
 
 
-@pytest.mark.parametrize("kind", ["log", "meta", "replies", "streams"])
+def keys_of(tenant: str) -> dict[str, str]:
+    """Every key that an append can touch, and the snapshots."""
+    tag = slice_tag(slice_of(tenant))
+    own = {kind: f"{tag}:{kind}:{tenant}" for kind in ("log", "meta", "replies", "streams", "snapshots")}
+    return own | {kind: f"{tag}:{kind}" for kind in ("timers", "appends", "tenants")}
+
+
+async def stored_bytes(client: Redis, tenant: str) -> dict[str, bytes | None]:
+    """What lies under each of these keys, as the server itself would write it to disk."""
+    return {kind: await execute(client, "DUMP", key) for kind, key in keys_of(tenant).items()}
+
+
+@pytest.mark.parametrize("why", REFUSALS)
+async def test_a_refused_append_changes_no_byte(
+    valkey_store: ValkeyEventStore, client: Redis, tenant: str, why: str
+) -> None:
+    good = await filled(valkey_store, tenant)
+    before = await stored_bytes(client, tenant)
+    assert None not in before.values()
+    with pytest.raises(REFUSALS[why][0]):
+        await valkey_store.append(refused_append(why, good))
+    assert await stored_bytes(client, tenant) == before
+    await valkey_store.append(good)
+    after = await stored_bytes(client, tenant)
+    assert {kind for kind in after if after[kind] == before[kind]} == {"snapshots", "tenants"}
+
+
+@pytest.mark.parametrize("status", ["halted", "erased"])
+async def test_an_append_to_a_closed_log_changes_no_byte(
+    valkey_store: ValkeyEventStore, client: Redis, tenant: str, status: str
+) -> None:
+    good = await filled(valkey_store, tenant)
+    await (valkey_store.halt(tenant, good.epoch, "odd") if status == "halted" else valkey_store.erase(tenant))
+    before = await stored_bytes(client, tenant)
+    with pytest.raises(TenantClosedError, match=status):
+        await valkey_store.append(good)
+    assert await stored_bytes(client, tenant) == before
+
+
+N_ENTRIES, FIRST_EVENTS_COUNT, POSITIONS = 10 + 10, 10 + 14, 10 + 18  # in a call with one command, entry and stream
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda call: call[:-1], "BADARGS count"),
+        (lambda call: [*call, "one too many"], "BADARGS count"),
+        (lambda call: [*call[:N_ENTRIES], 0, *call[N_ENTRIES + 1 :]], "BADARGS count"),
+        (lambda call: [*call[:N_ENTRIES], 2, *call[N_ENTRIES + 1 :]], "BADARGS count"),
+        (lambda call: [*call[:FIRST_EVENTS_COUNT], 2, *call[FIRST_EVENTS_COUNT + 1 :]], "BADARGS positions of 5 bytes"),
+        (lambda call: [*call[:POSITIONS], b"", *call[POSITIONS + 1 :]], "BADARGS positions of 0 bytes"),
+        (lambda call: call[: N_ENTRIES - 5], "user_function|script"),
+        (lambda call: [text.replace("{s", "{s9") if str(text).startswith("{s") else text for text in call], "WRONGKEY"),
+        (lambda call: [*call[:3], call[3].replace(":log:", ":lag:"), *call[4:]], "WRONGKEY"),
+        (lambda call: [*call[:2], 6, *call[3:9], *call[10:]], "WRONGKEY missing key 7"),
+    ],
+)
+async def test_a_malformed_call_of_the_append_function_changes_no_byte(
+    valkey_store: ValkeyEventStore,
+    client: Redis,
+    tenant: str,
+    change: Callable[[list[Any]], list[Any]],
+    message: str,
+) -> None:
+    good = await filled(valkey_store, tenant)
+    call = _append_args(good)
+    assert (call[N_ENTRIES], call[FIRST_EVENTS_COUNT], len(call[POSITIONS]), len(call)) == (1, 1, 5, POSITIONS + 1)
+    before = await stored_bytes(client, tenant)
+    with pytest.raises(ResponseError, match=message):
+        await execute(client, *change(call))
+    assert await stored_bytes(client, tenant) == before
+    assert await valkey_store.append(good) == Appended(4, 4)
+
+
+@pytest.mark.parametrize("kind", ["log", "meta", "replies", "streams", "timers", "appends", "tenants"])
 async def test_a_key_of_the_wrong_type_stops_the_append_before_it_writes(
     valkey_store: ValkeyEventStore, client: Redis, tenant: str, kind: str
 ) -> None:
+    """Each key there is, at a tenant's first append, which is the one that writes to all of them."""
     epoch = (await valkey_store.claim(tenant)).epoch
-    key = f"{slice_tag(slice_of(tenant))}:{kind}:{tenant}"
-    await execute(client, "DEL", key)
+    key = keys_of(tenant)[kind]
+    aside = f"{slice_tag(slice_of(tenant))}:aside"
+    is_there = await execute(client, "EXISTS", key)
+    if is_there:
+        await execute(client, "RENAME", key, aside)
     await execute(client, "SET", key, "oops")
-    with pytest.raises(IntegrityError, match=r"is a string|WRONGTYPE"):
-        await valkey_store.append(append_request(tenant, epoch=epoch, commands=("a",)))
+    before = await stored_bytes(client, tenant)
+    try:
+        with pytest.raises(IntegrityError, match=r"is a string|WRONGTYPE"):
+            await valkey_store.append(append_request(tenant, epoch=epoch, commands=("a",), next_timer_us=1))
+        assert await stored_bytes(client, tenant) == before
+    finally:
+        await execute(client, "DEL", key)
+        if is_there:
+            await execute(client, "RENAME", aside, key)
     assert tenant not in await valkey_store.tenants(slice_of(tenant))
 
 
 async def test_a_damaged_index_stops_the_append_before_it_writes(
     valkey_store: ValkeyEventStore, client: Redis, tenant: str
 ) -> None:
-    epoch = (await valkey_store.claim(tenant)).epoch
-    first = append_request(tenant, epoch=epoch, events=3)
-    await valkey_store.append(first)
-    await execute(client, "HSET", f"{slice_tag(slice_of(tenant))}:streams:{tenant}", "tenant#0", "x")
+    good = await filled(valkey_store, tenant)
+    await execute(client, "HSET", keys_of(tenant)["streams"], "tenant#0", "x")
+    before = await stored_bytes(client, tenant)
     with pytest.raises(IntegrityError, match="index of stream tenant has 1 bytes at version 3"):
-        await valkey_store.append(append_request(tenant, epoch=epoch, position=3, previous=first.entries[-1].hash))
-    assert len(await valkey_store.read(tenant, 0)) == 3
+        await valkey_store.append(good)
+    assert await stored_bytes(client, tenant) == before
+
+
+async def test_a_log_that_is_ahead_of_its_head_stops_the_append_before_it_writes(
+    valkey_store: ValkeyEventStore, client: Redis, tenant: str
+) -> None:
+    good = await filled(valkey_store, tenant)
+    await execute(client, "XADD", keys_of(tenant)["log"], "9-0", "b", b"stray")
+    before = await stored_bytes(client, tenant)
+    with pytest.raises(IntegrityError, match="ahead of what the store knows"):
+        await valkey_store.append(good)
+    assert await stored_bytes(client, tenant) == before
+
+
+async def test_the_other_functions_check_before_they_write_too(
+    valkey_store: ValkeyEventStore, client: Redis, tenant: str
+) -> None:
+    good, keys = await filled(valkey_store, tenant), keys_of(tenant)
+    before = await stored_bytes(client, tenant)
+    log, meta, streams, timers = (keys[kind] for kind in ("log", "meta", "streams", "timers"))
+    for call in (
+        ("claim", 1, meta, "another"),
+        ("claim", 1, log, tenant),
+        ("halt", 2, meta, timers, "another", good.epoch, "why"),
+        ("halt", 2, meta, keys["tenants"], tenant, good.epoch, "why"),
+        ("trim", 3, log, meta, streams, "another", 1),
+        ("trim", 3, log, meta, timers, tenant, 1),
+    ):
+        with pytest.raises(ResponseError, match="WRONGKEY"):
+            await execute(client, "FCALL", f"tenantry_v2_{call[0]}", *call[1:])
+    with pytest.raises(WrongExpectedPositionError, match="is at 3, trimmed through 4"):
+        await valkey_store.trim(tenant, 4)
+    assert await stored_bytes(client, tenant) == before
 
 
 async def test_a_log_of_the_first_release_is_read_and_continued(

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from actors import activation, fairness
@@ -11,8 +12,10 @@ from actors.shard import Shard
 from events.ask import Asker
 from events.bus import Bus, ask_subject, unsubscribe
 from events.clock import SystemClock
+from events.codec import StoredEvent
 from events.envelope import Failed, Refused, decode_reply
 from events.errors import BusUnavailableError, CommandRefusedError, IntegrityError, PlatformError
+from events.failpoints import arm
 from events.keys import Keys
 from events.slices import slice_of, slice_tag
 from events.store import Snapshot
@@ -337,22 +340,104 @@ async def test_an_activation_starts_from_its_snapshot_and_gets_to_the_same_state
     assert await asker.ask(tenant, DescribeTenant(), actor="test") == before
 
 
-@pytest.mark.parametrize("spoilt", ["another chain", "no state", "a future position"])
+def spoilt_snapshots(good: Snapshot) -> dict[str, Snapshot]:
+    flipped = bytearray(good.state)
+    flipped[len(flipped) // 2] ^= 1
+    return {
+        "another chain": msgspec.structs.replace(good, hash=b"x" * 32),
+        "no state": msgspec.structs.replace(good, state=b"\xc1"),
+        "a future position": msgspec.structs.replace(good, position=good.position + 7),
+        "a flipped bit": msgspec.structs.replace(good, state=bytes(flipped)),
+        "cut short": msgspec.structs.replace(good, state=good.state[:-1]),
+        "an older schema": msgspec.structs.replace(good, schema=STATE_SCHEMA - 1),
+        "a future schema": msgspec.structs.replace(good, schema=STATE_SCHEMA + 1),
+        "a future schema, unreadable": msgspec.structs.replace(good, schema=STATE_SCHEMA + 1, state=b"?"),
+    }
+
+
+SPOILT = list(spoilt_snapshots(Snapshot(0, 0, b"", b"state")))
+
+
+@pytest.mark.parametrize("spoilt", SPOILT)
 async def test_a_snapshot_that_does_not_fit_the_log_is_ignored(
     asker: Asker, shard: Shard, valkey_store: ValkeyEventStore, new_tenant: NewTenant, spoilt: str
 ) -> None:
+    """And the log goes on from the state that it has itself."""
     tenant = new_tenant()
     await create(asker, tenant, budget=1000)
     before = await asker.ask(tenant, DescribeTenant(), actor="test")
     await shard.release(tenant)
     (good,) = await valkey_store.load_snapshots(tenant)
-    wrong = {
-        "another chain": Snapshot(STATE_SCHEMA, good.position, b"x" * 32, good.state),
-        "no state": Snapshot(STATE_SCHEMA, good.position, good.hash, b"\xc1"),
-        "a future position": Snapshot(STATE_SCHEMA, good.position + 7, good.hash, good.state),
-    }
-    await valkey_store.save_snapshot(tenant, wrong[spoilt])
+    await valkey_store.save_snapshot(tenant, spoilt_snapshots(good)[spoilt])
     assert await asker.ask(tenant, DescribeTenant(), actor="test") == before
+    assert (await asker.ask(tenant, reserve("c1"), actor="test")).position == before.position + 1
+
+
+async def test_a_snapshot_whose_stored_bytes_rot_is_ignored(
+    asker: Asker, shard: Shard, valkey_store: ValkeyEventStore, new_tenant: NewTenant
+) -> None:
+    """Whichever byte of what lies in the store it is."""
+    tenant = new_tenant()
+    await create(asker, tenant, budget=1000)
+    before = await asker.ask(tenant, DescribeTenant(), actor="test")
+    await shard.release(tenant)
+    key = f"{slice_tag(slice_of(tenant))}:snapshots:{tenant}"
+    (stored,) = await execute(valkey_store._client, "HVALS", key)
+    for at in (*range(64), len(stored) // 2, len(stored) - 1):
+        rotten = stored[:at] + bytes([stored[at] ^ 0xFF]) + stored[at + 1 :]
+        await execute(valkey_store._client, "HSET", key, before.position, rotten)
+        assert await asker.ask(tenant, DescribeTenant(), actor="test") == before, at
+        await shard.release(tenant)
+
+
+@pytest.mark.parametrize("spoilt", SPOILT)
+async def test_where_the_newest_snapshot_is_spoilt_the_one_before_it_serves(
+    asker: Asker,
+    shard: Shard,
+    valkey_store: ValkeyEventStore,
+    new_tenant: NewTenant,
+    monkeypatch: pytest.MonkeyPatch,
+    spoilt: str,
+) -> None:
+    """The log is read from that one on, not from its beginning."""
+    tenant = new_tenant()
+    await create(asker, tenant, budget=1000)
+    await shard.release(tenant)
+    await asker.ask(tenant, reserve("c1"), actor="test")
+    await shard.release(tenant)
+    newest, older = await valkey_store.load_snapshots(tenant)
+    key = f"{slice_tag(slice_of(tenant))}:snapshots:{tenant}"
+    await execute(valkey_store._client, "HDEL", key, newest.position)
+    await valkey_store.save_snapshot(tenant, spoilt_snapshots(newest)[spoilt])
+    read, begun_at = valkey_store.read, []
+
+    async def noted(tenant: str, after_position: int, limit: int = 500) -> list[StoredEvent]:
+        begun_at.append(after_position)
+        return await read(tenant, after_position, limit)
+
+    monkeypatch.setattr(valkey_store, "read", noted)
+    assert (await asker.ask(tenant, reserve("c2"), actor="test")).position == newest.position + 1
+    assert older.position in begun_at
+    assert 0 not in begun_at
+
+
+async def test_a_snapshot_broken_off_in_the_middle_costs_nothing(
+    asker: Asker, shard: Shard, valkey_store: ValkeyEventStore, new_tenant: NewTenant
+) -> None:
+    """It ends between the new snapshot's write and the drop of the oldest: any of the three may serve next."""
+    tenant = new_tenant()
+    await create(asker, tenant, budget=1000)
+    for number in range(3):
+        await asker.ask(tenant, reserve(f"c{number}"), actor="test")
+        arm("snap.mid_write=raise" if number == 2 else "")
+        await shard.release(tenant)
+    arm("")
+    assert [kept.position for kept in await valkey_store.load_snapshots(tenant)] == [6, 5, 4]
+    described = await asker.ask(tenant, DescribeTenant(), actor="test")
+    assert described.position == 6
+    assert (await asker.ask(tenant, reserve("c9"), actor="test")).position == 7
+    await shard.release(tenant)
+    assert [kept.position for kept in await valkey_store.load_snapshots(tenant)] == [7, 6]
 
 
 async def test_an_owner_that_listens_and_never_answers_is_not_waited_for(
