@@ -143,6 +143,18 @@ class Inbox:
             except NotFoundError:
                 continue
 
+    async def left(self, tenant: str) -> tuple[int, int]:
+        """How many commands of the tenant are queued, and how many dead letters it has."""
+        counts = []
+        for stream, subject in ((TELL_STREAM, tell_subject(tenant)), (DEAD_STREAM, dead_subject(tenant, "*"))):
+            try:
+                info = await self._call(lambda s=stream, f=subject: self._jetstream.stream_info(s, subjects_filter=f))  # type: ignore[misc]
+            except NotFoundError:
+                counts.append(0)
+            else:
+                counts.append(sum((info.state.subjects or {}).values()))
+        return counts[0], counts[1]
+
     async def counts(self) -> tuple[int, int]:
         """How many commands of all tenants are queued, and how many dead letters there are. Zero where nothing ever was."""
         counts = []

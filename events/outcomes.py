@@ -48,6 +48,10 @@ class Outcomes:
     async def erase(self, tenant: str) -> None:
         await self._call("DEL", _key("outcomes", tenant), _key("attempts", tenant))
 
+    async def left(self, tenant: str) -> int:
+        """How many outcomes and counted attempts of the tenant are there."""
+        return sum([int(await self._call("HLEN", _key(kind, tenant))) for kind in ("outcomes", "attempts")])
+
     async def close(self) -> None:
         await self._client.aclose()
 

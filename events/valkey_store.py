@@ -228,6 +228,17 @@ class ValkeyEventStore:
         if slices != SLICE_COUNT:
             raise StoreMismatchError(f"the store has {slices} slices, this release uses {SLICE_COUNT}")
 
+    async def incarnation(self) -> str:
+        """Tells this store from what it was restored from, and from others."""
+        found: bytes = await self._call("", "HGET", IDENTITY_KEY, "incarnation")
+        return found.decode()
+
+    async def renew_incarnation(self) -> str:
+        """It is another store from now on."""
+        incarnation = uuid.uuid4().hex
+        await self._call("", "HSET", IDENTITY_KEY, "incarnation", incarnation)
+        return incarnation
+
     async def close(self) -> None:
         for link in (self._calls, self._pages):
             if link is not None:

@@ -1,5 +1,7 @@
 """Walk a tenant's log and recompute its hash chain. Needs no key: hashes cover what is stored, sealed fields sealed."""
 
+from collections.abc import Callable
+
 import msgspec
 
 from events.codec import GENESIS, decode_event, decode_record, next_hash
@@ -17,8 +19,15 @@ class Verified(msgspec.Struct, frozen=True):
     head_hash: str
 
 
-async def verify(store: EventStore, tenant: str, vault: Vault | None = None) -> Verified:
-    """Check positions, hashes, stream versions, epochs and that every event still decodes.
+def _say_nothing(_done: int, _of: int) -> None:
+    pass
+
+
+async def verify(
+    store: EventStore, tenant: str, vault: Vault | None = None, progress: Callable[[int, int], None] = _say_nothing
+) -> Verified:
+    """Check positions, hashes, stream versions, epochs and that every event still decodes. ``progress`` is told after each
+    page how many events are done, and of how many.
 
     Raises:
         NotFoundError: No such tenant.
@@ -39,6 +48,7 @@ async def verify(store: EventStore, tenant: str, vault: Vault | None = None) -> 
             if stored.hash != previous:
                 raise ChainBrokenError(tenant, position, "its hash does not follow from its bytes and the hash before")
             epoch = _check_meaning(tenant, position, stored.record, versions, epoch)
+        progress(position, head.position)
     if previous != head.hash:
         raise ChainBrokenError(tenant, position, "its hash is not the one that the store remembers as head")
     return Verified(tenant, position, previous.hex())

@@ -140,6 +140,32 @@ class StorePlace:
         return not kept, f"still there: {kept}" if kept else f"none of {', '.join(left)} left"
 
 
+class QueuePlace:
+    name = "queue, dead letters"
+
+    async def erase(self, services: Services, tenant: str) -> None:
+        await services.inbox.purge(tenant)
+
+    async def check(self, services: Services, tenant: str) -> Checked:
+        queued, dead = await services.inbox.left(tenant)
+        if queued or dead:
+            return False, f"{queued} queued commands and {dead} dead letters came meanwhile: erase again"
+        return True, "no queued command and no dead letter of the tenant"
+
+
+class OutcomesPlace:
+    name = "outcomes"
+
+    async def erase(self, services: Services, tenant: str) -> None:
+        await services.outcomes.erase(tenant)
+
+    async def check(self, services: Services, tenant: str) -> Checked:
+        left = await services.outcomes.left(tenant)
+        if left:
+            return False, f"{left} outcomes of queued commands came meanwhile: erase again"
+        return True, "none of queued commands left"
+
+
 class ReadModelsPlace:
     name = "read models"
 
@@ -202,8 +228,9 @@ class CachesPlace:
 
 
 PLACES: list[Place] = [
-    StorePlace(), KeyPlace(), LogPlace(), ChainPlace(), ArchivePlace(), ReadModelsPlace(), WorkPlace(), ObjectsPlace(),
-    CachesPlace(),
+    # the queue first: what it still holds could write outcomes
+    QueuePlace(), OutcomesPlace(), StorePlace(), KeyPlace(), LogPlace(), ChainPlace(), ArchivePlace(), ReadModelsPlace(),
+    WorkPlace(), ObjectsPlace(), CachesPlace(),
 ]  # fmt: skip
 
 

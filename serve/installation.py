@@ -14,7 +14,8 @@ import msgspec
 from events.errors import PlatformError
 from events.keys import new_master_key
 
-_LOCK, _SECRETS, _RUNNING = "lock", "secrets.json", "platform.json"
+SECRETS_FILE = "secrets.json"
+_LOCK, _RUNNING = "lock", "platform.json"
 
 
 class DataDirInUseError(PlatformError):
@@ -59,6 +60,8 @@ class Running(msgspec.Struct, frozen=True):
     valkey_url: str
     ray_address: str
     vault_url: str = ""
+    archive_url: str = ""
+    objects_url: str = ""
 
 
 def write_private(path: Path, content: bytes) -> None:
@@ -96,7 +99,7 @@ class DataDir:
             yield
 
     def secrets(self) -> Secrets:
-        path = self.path / _SECRETS
+        path = self.path / SECRETS_FILE
         if not path.exists():
             write_private(path, msgspec.json.encode(Secrets.new()))
         found = msgspec.json.decode(path.read_bytes(), type=Secrets)

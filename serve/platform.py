@@ -147,7 +147,17 @@ class Platform:
         base_url = f"http://{LOOPBACK}:{port}"
         with self._step("the demo tenant"):
             demo_key = prepare_demo(base_url, settings.admin_key)
-        running = Running(f"{base_url}/v1", settings.admin_key, demo_key, nats_url, valkey_url, ray_address, vault_url)
+        running = Running(
+            f"{base_url}/v1",
+            settings.admin_key,
+            demo_key,
+            nats_url,
+            valkey_url,
+            ray_address,
+            vault_url,
+            settings.archive_url,
+            settings.objects_url,
+        )
         self._announce(stack, running)
         self._say_ready(running, settings.models)
         return running

@@ -17,6 +17,7 @@ from serve.admin import (
     tenants,
     tools,
     users,
+    vault,
 )
 from serve.admin.routes import commands, router
 
@@ -39,4 +40,5 @@ __all__ = [
     "tenants",
     "tools",
     "users",
+    "vault",
 ]

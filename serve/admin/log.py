@@ -11,13 +11,15 @@ from pydantic import BaseModel
 
 from events.bus import live_subject, unsubscribe
 from events.codec import StoredEvent, decode_plain, decode_record
-from events.errors import NotFoundError
+from events.errors import NotFoundError, PlatformError
 from events.sealing import Cipher
 from events.slices import TENANT_ID
 from events.verify import verify
 from serve.admin.routes import POSITION_MAX, Svc, head_position, router
+from serve.http_errors import as_http_error, error_body
 from serve.services import Services
 
+_PROGRESS_PERIOD_S = 1.0
 _FOLLOW_RECHECK_S = 1.0  # a live hint can get lost, the log can't
 
 
@@ -46,12 +48,36 @@ class VerifiedOut(BaseModel):
     head_hash: str
 
 
-@router.get("/tenants/{tenant}/verify")
-async def verify_tenant(services: Svc, tenant: str) -> VerifiedOut:
-    """Walk the tenant's hash chain from its first event. 500 `chain_broken` names the first bad position."""
+@router.get("/tenants/{tenant}/verify", response_model=VerifiedOut)
+async def verify_tenant(services: Svc, tenant: str, follow: bool = False) -> Any:
+    """Walk the tenant's hash chain from its first event. 500 `chain_broken` names the first bad position. With
+    `follow=true`, server-sent events: once a second `{"done", "of"}`, at last the answer, or `{"error"}`.
+    """
     if not TENANT_ID.fullmatch(tenant):
         raise NotFoundError("tenant", tenant[:80])
+    if follow:
+        await head_position(services, tenant)
+        return StreamingResponse(_verifying(services, tenant), media_type="text/event-stream")
     return VerifiedOut(**msgspec.structs.asdict(await verify(services.store, tenant, services.vault)))
+
+
+async def _verifying(services: Services, tenant: str) -> AsyncIterator[bytes]:
+    seen = (0, 0)
+
+    def progress(done: int, of: int) -> None:
+        nonlocal seen
+        seen = (done, of)
+
+    work = asyncio.create_task(verify(services.store, tenant, services.vault, progress))
+    try:
+        while not (await asyncio.wait([work], timeout=_PROGRESS_PERIOD_S))[0]:
+            yield b'data: {"done": %d, "of": %d}\n\n' % seen
+        try:
+            yield b"data: %b\n\n" % msgspec.json.encode(await work)
+        except PlatformError as error:
+            yield b"data: %b\n\n" % error_body(as_http_error(error))
+    finally:
+        work.cancel()  # whoever asked has left
 
 
 @router.get("/tenants/{tenant}/events", response_model=EventPage)

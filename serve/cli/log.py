@@ -6,8 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from serve.cli.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption, TenantArgument
-from serve.cli.output import print_json, time_text
-from serve.client import AdminClient
+from serve.cli.output import Progress, print_json, time_text
+from serve.client import AdminClient, AdminError
 
 
 def events(
@@ -35,7 +35,14 @@ def events(
 
 def verify(tenant: TenantArgument, data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False) -> None:
     """Walk a tenant's hash chain; fails with the first position that is not what was written."""
-    found = AdminClient.find(data_dir).call("GET", f"/tenants/{tenant}/verify")
+    progress, found = Progress(f"verifying {tenant}"), {}
+    for found in AdminClient.find(data_dir).follow(f"/tenants/{tenant}/verify", follow=True):
+        if "error" in found:
+            raise AdminError(found["error"]["message"])
+        if "done" in found:
+            progress(found["done"], found["of"])
+    if "events" not in found:
+        raise AdminError("the platform ended before the verification did: verify again")
     if as_json:
         print_json(found)
     else:

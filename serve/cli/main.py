@@ -8,6 +8,7 @@ import typer
 from events.errors import PlatformError
 from serve.cli import bench, inbox, log, platform, transfer, usage
 from serve.cli.archive import archive
+from serve.cli.backup import backup, restore
 from serve.cli.budgets import budgets
 from serve.cli.calls import calls
 from serve.cli.keys import keys
@@ -18,6 +19,7 @@ from serve.cli.runs import runs
 from serve.cli.tenants import show_tenant, tenants
 from serve.cli.tools import tools
 from serve.cli.users import users
+from serve.cli.vault import vault
 from serve.client import NotRunningError
 
 app = typer.Typer(
@@ -37,6 +39,7 @@ app.add_typer(calls, name="call")
 app.add_typer(tools, name="tool")
 app.add_typer(runs, name="runs")
 app.add_typer(archive, name="archive")
+app.add_typer(vault, name="vault")
 app.command("show", hidden=True)(show_tenant)
 app.command()(log.events)
 app.command()(usage.usage)
@@ -44,6 +47,8 @@ app.command()(usage.spend)
 app.command()(log.verify)
 app.command("export")(transfer.export_tenant)
 app.command("import")(transfer.import_tenant)
+app.command()(backup)
+app.command()(restore)
 app.command()(inbox.tell)
 app.command()(inbox.outcome)
 app.add_typer(inbox.dead_letters, name="dlq")

@@ -106,7 +106,7 @@ def erase_tenant(
     """
     if not yes:
         typer.confirm(f"Erase tenant {tenant!r} for good?", abort=True)
-    report = AdminClient.find(data_dir).call("POST", f"/tenants/{tenant}/erase")
+    report = AdminClient.find(data_dir).call_long(f"/tenants/{tenant}/erase")
     if as_json:
         print_json(report)
     else:
@@ -131,8 +131,8 @@ def resume_tenant(
     """
     client = AdminClient.find(data_dir)
     if accept_loss:
-        client.call("POST", f"/tenants/{tenant}/accept-loss")
-    show(client.call("POST", f"/tenants/{tenant}/resume"), as_json)
+        client.call_long(f"/tenants/{tenant}/accept-loss")
+    show(client.call_long(f"/tenants/{tenant}/resume"), as_json)
 
 
 @tenants.command("quarantine")

@@ -23,8 +23,9 @@ from projections.runner import ReadModels, Runner
 from serve.gateway import Gateway
 from serve.settings import Settings
 from tests.kit.activator import activating
+from tests.kit.cli import Cli
 from tests.kit.gateway import ADMIN_KEY, World, models_of
-from tests.kit.servers import MASTER_KEY, Servers
+from tests.kit.servers import MASTER_KEY, OLD_MASTER_KEY, Servers
 from tests.kit.upstream import running_upstream
 
 
@@ -82,7 +83,7 @@ async def world(
             nats_url=servers.nats_url,
             valkey_url=servers.valkey_url,
             vault_url=servers.vault_url,
-            master_key=MASTER_KEY,
+            master_key=f"{MASTER_KEY},{OLD_MASTER_KEY}",
             admin_key=ADMIN_KEY,
             pepper="p" * 48,
             models=models_of(upstream),
@@ -114,3 +115,8 @@ async def world(
         projecting.cancel()
         await asyncio.wait([projecting])
         await models.close()
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, world: World) -> Cli:
+    return Cli(monkeypatch, world.base_url)

@@ -1,14 +1,11 @@
 """Archive, export and import as an operator uses them; and what they are for: memory that does not grow with history."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from redis.asyncio import Redis
-from typer.testing import CliRunner
 
 from events.archive import Archive, Policy, archive_log, export_log, open_export
 from events.archiver import Archiver
@@ -20,10 +17,9 @@ from events.slices import slice_of, slice_tag
 from events.store import EventStore
 from events.valkey_store import ValkeyEventStore, connect, execute
 from events.verify import verify
-from serve.cli.main import app
-from serve.client import AdminClient
+from tests.kit.cli import Cli
 from tests.kit.factories import NOW_US, append_request
-from tests.kit.gateway import ADMIN_KEY, World
+from tests.kit.gateway import World
 from tests.kit.servers import Servers
 
 
@@ -119,27 +115,6 @@ async def test_a_file_of_many_row_groups_is_written_and_read_a_group_at_a_time(t
     assert await export_log(store, "large", path, lambda done, of: seen.append((done, of))) == 12_000
     assert seen[-1] == (12_000, 12_000)
     assert [len(group) for group in open_export(path)] == [5_000, 5_000, 2_000]
-
-
-class Cli:
-    """``tenantry`` against the running gateway. A real command's process ends with its connection; here it is closed."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, base_url: str) -> None:
-        self._base_url = base_url
-        monkeypatch.setattr(AdminClient, "find", lambda _data_dir: self._client)
-
-    async def __call__(self, *arguments: str) -> Any:
-        self._client = AdminClient(self._base_url, ADMIN_KEY)
-        result = await asyncio.to_thread(CliRunner().invoke, app, [*arguments, "--json"])
-        self._client.close()
-        if result.exception is not None:
-            raise result.exception
-        return json.loads(result.stdout)
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, world: World) -> Cli:
-    return Cli(monkeypatch, world.base_url)
 
 
 async def test_archive_run_and_list_show_and_export_see_one_log(

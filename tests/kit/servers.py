@@ -17,6 +17,7 @@ from serve.local_servers import LocalServer, free_port, nats_spec, valkey_spec
 
 USER, PASSWORD = "tenantry", "test-password"
 _RESTART_TIMEOUT_S = 30.0
+OLD_MASTER_KEY = "YW4gb2xkZXIga2V5IG9mIHRoaXJ0eS10d28gYnl0ZXM="
 MASTER_KEY = "bWFzdGVyIGtleSBvZiB0aGlydHktdHdvIGJ5dGVzISE="
 
 
