@@ -15,7 +15,7 @@ from typing import Protocol
 
 import msgspec
 
-from actors.aggregate import STATE_SCHEMA, State, answer, decide, evolve, is_query
+from actors.aggregate import STATE_SCHEMA, State, answer, decide, evolve, fold, is_query
 from actors.commit import Committer
 from actors.fairness import Share
 from actors.persistent import decode_hook, encode_hook
@@ -28,10 +28,9 @@ from events.codec import (
     Record,
     StoredEvent,
     chain,
-    decode_event,
-    decode_record,
     encode_data,
     next_hash,
+    open_record,
 )
 from events.envelope import DEFECT, Envelope, Failed, Ok, Reply, decode_envelope, encode, moved_reply, reply_for
 from events.errors import (
@@ -350,7 +349,7 @@ class Activation:
         run, stream, version = Run(), run_stream(run_id), 0
         while page := await self._store.read_stream(self.tenant, stream, version):
             for stored in page:
-                event = decode_event(decode_record(stored.record).data, self._cipher)
+                event = open_record(stored.record, self._cipher).event
                 assert isinstance(event, RunEvent)
                 run = evolve_run(run, event)
             version += len(page)
@@ -600,17 +599,21 @@ class Activation:
 
     def _replay(self, page: Sequence[StoredEvent]) -> None:
         """Fold a page into the state, all of it or nothing. Raises ChainBrokenError where an event does not follow."""
-        state, versions, head = self._state, dict[str, int](), self._head
-        ended: set[str] = set()
+        head, versions, ended = self._head, dict[str, int](), set[str]()
+        events = []
         for stored in page:
             head = next_hash(head, stored.record)
             if head != stored.hash:
                 raise ChainBrokenError(self.tenant, stored.position, "it does not follow what was replayed before")
-            record = decode_record(stored.record)
-            event = decode_event(record.data, self._cipher)
-            state = evolve(state, event)
-            versions[record.stream] = record.version
-            (ended.add if event.ends_stream else ended.discard)(record.stream)
+            record = open_record(stored.record, self._cipher)
+            stream, event = record.stream, record.event
+            events.append(event)
+            versions[stream] = record.version
+            if event.ends_stream:
+                ended.add(stream)
+            elif ended:
+                ended.discard(stream)
+        state = fold(self._state, events)
         self._state, self._position, self._head = state, page[-1].position, head
         self._versions |= versions
         for stream in ended:

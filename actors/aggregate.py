@@ -3,9 +3,13 @@
 Each aggregate has a module of its own with ``decide`` and ``evolve``; here commands and events find theirs.
 """
 
-from typing import Any
+from collections.abc import Callable, Iterable
+from functools import reduce
+from itertools import groupby
+from typing import Any, cast
 
 import msgspec
+from msgspec.structs import replace
 
 from actors import system as systems
 from actors import tenant as tenants
@@ -18,12 +22,13 @@ from actors.tool_calls import ToolCalls
 from events.catalog import DomainCommand, DomainEvent
 from events.errors import InvalidCommandError, NotFoundError, TenantSuspendedError
 from events.messages import Query
-from events.run import ReopenRun, RunCommand, RunEvent
+from events.run import ReopenRun, RunCommand, RunEvents
 from events.slices import SYSTEM_TENANT
 from events.store import Placement
-from events.system import OfSystem, SystemFact
+from events.system import OfSystem, SystemEvent
+from events.tenant import CallEvent, TenantEvent
 from events.timers import FireTimers
-from events.tools import OfTools, RecordToolCall, ToolsFact
+from events.tools import OfTools, RecordToolCall, ToolsEvent
 
 STATE_SCHEMA = 6  # raise it whenever State changes: older snapshots are then replayed instead of misread
 
@@ -84,13 +89,52 @@ def decide(state: State, tenant: str, command: DomainCommand | ReopenRun, now_us
 
 def evolve(state: State, event: DomainEvent) -> State:
     """What is now true. History can't be refused, so no rule is checked here."""
-    if isinstance(event, SystemFact):
-        return msgspec.structs.replace(state, system=systems.evolve(state.system, event))
-    if isinstance(event, ToolsFact):
-        return msgspec.structs.replace(state, tools=tool_calls.evolve(state.tools, event))
-    if isinstance(event, RunEvent):
-        return msgspec.structs.replace(state, runs=runs.fold(state.runs, event))
-    return msgspec.structs.replace(state, tenant=tenants.evolve(state.tenant, event))
+    return _EVOLVE[type(event)](state, event)
+
+
+def _evolve_tenant(state: State, event: TenantEvent) -> State:
+    return replace(state, tenant=tenants.evolve(state.tenant, event))
+
+
+def _evolve_runs(state: State, event: RunEvents) -> State:
+    return replace(state, runs=runs.fold(state.runs, event))
+
+
+def _evolve_system(state: State, event: SystemEvent) -> State:
+    return replace(state, system=systems.evolve(state.system, event))
+
+
+def _evolve_tools(state: State, event: ToolsEvent) -> State:
+    return replace(state, tools=tool_calls.evolve(state.tools, event))
+
+
+# by kind, found at once: asking one family after the other takes longer than most events
+_EVOLVE: dict[type[DomainEvent], Callable[[State, Any], State]] = {
+    **dict.fromkeys(TenantEvent.__args__, _evolve_tenant),
+    **dict.fromkeys(RunEvents.__args__, _evolve_runs),
+    **dict.fromkeys(SystemEvent.__args__, _evolve_system),
+    **dict.fromkeys(ToolsEvent.__args__, _evolve_tools),
+}
+
+
+def fold(state: State, events: Iterable[DomainEvent]) -> State:
+    """``evolve`` over all of them in this order; where calls follow each other, as in most of every log, several times as
+    fast.
+    """
+    for are_calls, some in groupby(events, _is_of_call):
+        if are_calls:
+            calls = cast("Iterable[CallEvent]", some)
+            state = replace(state, tenant=tenants.fold_calls(state.tenant, calls))
+        else:
+            state = reduce(evolve, some, state)
+    return state
+
+
+_OF_CALLS = frozenset(CallEvent.__args__)
+
+
+def _is_of_call(event: DomainEvent) -> bool:
+    return type(event) in _OF_CALLS
 
 
 def answer(state: State, tenant: str, command: DomainCommand | ReopenRun, now_us: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A tenant as it was: the log folded up to a position."""
 
-from actors.aggregate import State, evolve
-from events.codec import decode_event, decode_record
+from actors.aggregate import State, fold
+from events.codec import open_record
 from events.errors import NotFoundError
 from events.sealing import Cipher
 from events.store import EventStore
@@ -19,8 +19,7 @@ async def state_at(store: EventStore, cipher: Cipher, tenant: str, position: int
         page = await store.read(tenant, at, min(500, position - at))
         if not page:
             raise NotFoundError("position", str(position))
-        for stored in page:
-            record = decode_record(stored.record)
-            state = evolve(state, decode_event(record.data, cipher))
-            at, time_us = stored.position, record.time_us
+        records = [open_record(stored.record, cipher) for stored in page]
+        state = fold(state, [record.event for record in records])
+        at, time_us = page[-1].position, records[-1].time_us
     return state, time_us

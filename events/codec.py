@@ -4,8 +4,8 @@ A log entry is two byte strings: the record (MessagePack) and its hash, ``SHA-25
 covers the stored bytes themselves, so a log can be verified without knowing what its events mean.
 """
 
-import hashlib
 from collections.abc import Callable, Iterable
+from hashlib import sha256
 from typing import Any
 
 import msgspec
@@ -37,6 +37,20 @@ class Record(msgspec.Struct, frozen=True, array_like=True):
     data: msgspec.Raw
 
 
+class OpenRecord(msgspec.Struct, frozen=True, array_like=True):
+    """A record with its event decoded."""
+
+    stream: str
+    version: int
+    time_us: int
+    command_id: str
+    actor: str
+    correlation_id: str
+    causation_id: str
+    epoch: int
+    event: DomainEvent
+
+
 class Entry(msgspec.Struct, frozen=True, array_like=True):
     """A record as it goes into the log, with the place in its stream that the record itself states."""
 
@@ -54,6 +68,7 @@ class StoredEvent(msgspec.Struct, frozen=True, array_like=True):
 
 _encoder = msgspec.msgpack.Encoder()
 _record_decoder = msgspec.msgpack.Decoder(Record)
+_open_decoder = msgspec.msgpack.Decoder(OpenRecord)
 _event_decoder: msgspec.msgpack.Decoder[DomainEvent] = msgspec.msgpack.Decoder(DomainEvent)
 
 
@@ -104,6 +119,25 @@ def decode_event(data: bytes | msgspec.Raw, cipher: Cipher | None = None) -> Dom
         return _decode_slowly(data, cipher, error)
 
 
+def open_record(record: bytes, cipher: Cipher | None = None) -> OpenRecord:
+    """``decode_record`` and ``decode_event`` in one pass over the bytes. Errors as theirs."""
+    try:
+        return _open_decoder.decode(record)  # fails where ``decode_event``'s quick way fails, and for no more
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        read = decode_record(record)
+        return OpenRecord(
+            read.stream,
+            read.version,
+            read.time_us,
+            read.command_id,
+            read.actor,
+            read.correlation_id,
+            read.causation_id,
+            read.epoch,
+            decode_event(read.data, cipher),
+        )
+
+
 def decode_plain(data: bytes | msgspec.Raw, cipher: Cipher | None = None) -> dict[str, Any]:
     """The event as it was written, whatever its version: plain data, sealed fields opened. Errors as ``decode_event``."""
     try:
@@ -140,7 +174,7 @@ _PERSONAL = {kind: frozenset(fields) for kind in DomainEvent.__args__ if (fields
 
 
 def next_hash(previous: bytes, record: bytes) -> bytes:
-    return hashlib.sha256(previous + record).digest()
+    return sha256(previous + record).digest()
 
 
 def chain(previous: bytes, records: Iterable[Record]) -> list[Entry]:

@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "projections": {"events", "projections"},
     "serve": {"events", "actors", "projections", "serve"},
 }
-TENANT_NOUNS = ["budgets", "calls", "deciding", "keys", "lifecycle", "limits", "prices", "state", "users"]
+TENANT_NOUNS = ["books", "budgets", "calls", "deciding", "keys", "lifecycle", "limits", "prices", "state", "users"]
 PURE = [
     "actors/aggregate.py",
     "actors/lanes.py",
@@ -36,7 +36,7 @@ PURE = [
     "events/codec.py",
     "events/messages.py",
     "events/system.py",
-    *(f"events/tenant/{noun}.py" for noun in TENANT_NOUNS if noun not in ("deciding", "state")),
+    *(f"events/tenant/{noun}.py" for noun in TENANT_NOUNS if noun not in ("books", "deciding", "state")),
     "events/vault.py",
     "events/run.py",
     "events/tools.py",

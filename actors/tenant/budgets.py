@@ -87,41 +87,41 @@ def _rolled(account: Account, start_us: int) -> Account:
     return replace(account, window_start_us=start_us, spent_nano_usd=0)
 
 
-def reserved(state: Tenant, subject: str, cost_max_nano_usd: int, at_us: int) -> Account | None:
-    account = state.account_of(subject)
-    if account is None:
-        return None
-    now = _rolled(account, window_start_us(account.window, at_us))
-    return replace(now, reserved_nano_usd=now.reserved_nano_usd + cost_max_nano_usd)
+class OpenAccount:
+    """An account while calls are entered, changed in place; its rules are those of the window it is in."""
 
+    __slots__ = ("_account", "_reserved_nano_usd", "_spent_nano_usd", "_start_us", "_window")
 
-def booked(account: Account, cost_nano_usd: int, freed_nano_usd: int, at_us: int) -> Account:
-    """A call of ``at_us`` has cost so much. One of a window that has ended was paid by that window."""
-    in_window = window_start_us(account.window, at_us) >= account.window_start_us
-    return replace(
-        account,
-        spent_nano_usd=account.spent_nano_usd + (cost_nano_usd if in_window else 0),
-        reserved_nano_usd=account.reserved_nano_usd - freed_nano_usd,
-    )
+    def __init__(self, account: Account) -> None:
+        self._account, self._window, self._start_us = account, account.window, account.window_start_us
+        self._spent_nano_usd, self._reserved_nano_usd = account.spent_nano_usd, account.reserved_nano_usd
 
+    def reserve(self, cost_max_nano_usd: int, at_us: int) -> None:
+        if self._window != "total" and (start_us := window_start_us(self._window, at_us)) > self._start_us:
+            self._start_us, self._spent_nano_usd = start_us, 0
+        self._reserved_nano_usd += cost_max_nano_usd
 
-def credited(account: Account, credit_nano_usd: int, call: UnknownCall) -> Account:
-    """The account gets back what it paid for the call; nothing where it began to count only after that."""
-    in_window = window_start_us(account.window, call.at_us) >= account.window_start_us
-    if not in_window or call.version <= account.since_version:
-        return account
-    return replace(account, spent_nano_usd=account.spent_nano_usd - credit_nano_usd)
+    def book(self, cost_nano_usd: int, freed_nano_usd: int, at_us: int) -> None:
+        """A call of ``at_us`` has cost so much. One of a window that has ended was paid by that window."""
+        self._reserved_nano_usd -= freed_nano_usd
+        if self._is_in_window(at_us):
+            self._spent_nano_usd += cost_nano_usd
 
+    def credit(self, credit_nano_usd: int, call: UnknownCall) -> None:
+        """Give back what it paid for the call; nothing where it began to count only after that."""
+        if call.version > self._account.since_version and self._is_in_window(call.at_us):
+            self._spent_nano_usd -= credit_nano_usd
 
-def with_accounts(state: Tenant, changed: Iterable[tuple[str, Account]]) -> tuple[Account, Any]:
-    """``account`` and ``accounts`` of the tenant with these in place."""
-    own, others = state.account, state.accounts
-    for subject, account in changed:
-        if subject == TENANT_SCOPE:
-            own = account
-        else:
-            others = others.set(subject, account)
-    return own, others
+    def _is_in_window(self, at_us: int) -> bool:
+        return self._start_us == 0 or window_start_us(self._window, at_us) >= self._start_us
+
+    def closed(self) -> Account:
+        return replace(
+            self._account,
+            window_start_us=self._start_us,
+            spent_nano_usd=self._spent_nano_usd,
+            reserved_nano_usd=self._reserved_nano_usd,
+        )
 
 
 def soft_reached(state: Tenant, subjects: Iterable[str]) -> list[str]:
@@ -174,8 +174,9 @@ def evolve(state: Tenant, event: BudgetEvent, version: int) -> Tenant:
         case SoftBudgetReached(subject, window_us):
             assert account is not None
             changed = replace(account, warned_window_us=window_us)
-    own, others = with_accounts(state, [(event.subject, changed)])
-    return replace(state, version=version, account=own, accounts=others)
+    if event.subject == TENANT_SCOPE:
+        return replace(state, version=version, account=changed)
+    return replace(state, version=version, accounts=state.accounts.set(event.subject, changed))
 
 
 def _open_nano_usd(reservations: Iterable[Reservation], subject: str) -> int:

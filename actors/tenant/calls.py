@@ -2,16 +2,13 @@
 when somebody does.
 """
 
-from collections.abc import Mapping
-from functools import reduce
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from msgspec.structs import replace
-
-from actors.tenant import budgets, limits
+from actors.tenant import books, budgets, limits
 from actors.tenant.keys import scopes_of, usable_key
 from actors.tenant.prices import price_of
-from actors.tenant.state import Account, Reservation, Tenant, UnknownCall, subjects_of
+from actors.tenant.state import Reservation, Tenant, UnknownCall, subjects_of
 from events.errors import (
     ForbiddenError,
     InvalidCommandError,
@@ -21,7 +18,6 @@ from events.errors import (
 )
 from events.tenant import (
     CallCredited,
-    CallEvent,
     CallReserved,
     CallSettled,
     CreditCall,
@@ -35,7 +31,6 @@ from events.tenant import (
 _EXPIRED_AT_ONCE_MAX = 500
 _RESERVATION_TTL_US_MAX = 24 * 3600 * 1_000_000
 _EXPIRY_GRAIN_US = 1_000_000
-_UNKNOWN_MAX = 1_000  # the latest; an older one can be credited no more
 _TAGS_MAX, _TAG_NAME_MAX, _TAG_VALUE_MAX = 16, 64, 128
 _TAG_NAMES_KEPT, _TAG_VALUES_KEPT = 32, 200
 OTHER_TAG = "(other)"
@@ -184,7 +179,7 @@ def expire(state: Tenant, now_us: int) -> list[TenantEvent]:
         return []
     due = [(held.expires_us, name, held) for name, held in state.reservations.items() if held.expires_us <= now_us]
     due.sort(key=lambda row: row[:2])
-    expired: list[TenantEvent] = []
+    expired: list[ReservationExpired] = []
     subjects: dict[str, None] = {}
     for _, reservation_id, held in due[:_EXPIRED_AT_ONCE_MAX]:
         expired.append(
@@ -194,127 +189,12 @@ def expire(state: Tenant, now_us: int) -> list[TenantEvent]:
     return _with_warnings(state, expired, tuple(subjects))
 
 
-def _with_warnings(state: Tenant, events: list[TenantEvent], subjects: tuple[str, ...]) -> list[TenantEvent]:
+def _with_warnings(
+    state: Tenant, events: Sequence[CallSettled | ReservationExpired], subjects: tuple[str, ...]
+) -> list[TenantEvent]:
     if not budgets.has_soft(state, subjects):
-        return events
-    after = reduce(_fold, events, state)
-    return [*events, *budgets.warnings(after, subjects)]
-
-
-def _fold(state: Tenant, event: TenantEvent) -> Tenant:
-    assert isinstance(event, CallEvent)
-    return evolve(state, event, state.version + 1)
-
-
-def evolve(state: Tenant, event: CallEvent, version: int) -> Tenant:
-    match event:
-        case CallReserved():
-            return _evolve_reserved(state, event, version)
-        case CallSettled(reservation_id=reservation_id, cost_nano_usd=cost, usage_source=source):
-            tokens = event.input_tokens + event.output_tokens
-            return _evolve_booked(state, reservation_id, cost, version, tokens, is_unknown=source == "unknown")
-        case ReservationExpired(reservation_id=reservation_id, cost_nano_usd=cost):
-            return _evolve_booked(state, reservation_id, cost, version, None, is_unknown=True)
-        case CallCredited(reservation_id=reservation_id, credited_nano_usd=credit_nano_usd):
-            unknown = dict(state.unknown_calls)
-            call = unknown.pop(reservation_id, None)
-            if call is None:
-                return replace(state, version=version)
-            changed = [
-                (subject, budgets.credited(account, credit_nano_usd, call))
-                for subject, account in _accounts(state, call)
-            ]
-            own, others = budgets.with_accounts(state, changed)
-            return replace(state, version=version, account=own, accounts=others, unknown_calls=unknown)
-
-
-def _evolve_reserved(state: Tenant, event: CallReserved, version: int) -> Tenant:
-    at_us = event.reserved_us or event.window_start_us
-    held = Reservation(
-        event.key_id,
-        event.model,
-        event.cost_max_nano_usd,
-        event.expires_us,
-        at_us,
-        version,
-        event.user_id,
-        event.tokens_max,
-        event.price,
-        event.tags,
-    )
-    changed = [
-        (subject, account)
-        for subject in (held.subjects if state.accounts else held.subjects[:1])
-        if (account := budgets.reserved(state, subject, event.cost_max_nano_usd, at_us))
-    ]
-    own, others = budgets.with_accounts(state, changed)
-    return replace(
-        state,
-        version=version,
-        clock_us=max(state.clock_us, at_us),
-        account=own,
-        accounts=others,
-        limits=limits.reserved(state.limits, held),
-        reservations=state.reservations.set(event.reservation_id, held),
-        expiries={**state.expiries, event.expires_us: state.expiries.get(event.expires_us, 0) + 1},
-        tag_values=_evolve_tags(state.tag_values, event.tags) if event.tags else state.tag_values,
-    )
-
-
-def _evolve_tags(known: Mapping[str, frozenset[str]], tags: Mapping[str, str]) -> Mapping[str, frozenset[str]]:
-    new = {
-        name: known.get(name, frozenset()) | {value} for name, value in tags.items() if value not in known.get(name, ())
-    }
-    return {**known, **new} if new else known
-
-
-def _evolve_booked(
-    state: Tenant, reservation_id: str, cost_nano_usd: int, version: int, tokens: int | None, *, is_unknown: bool
-) -> Tenant:
-    held = state.reservations[reservation_id]
-    changed = [
-        (subject, budgets.booked(account, cost_nano_usd, held.cost_max_nano_usd, held.at_us))
-        for subject, account in _accounts(state, held)
-    ]
-    own, others = budgets.with_accounts(state, changed)
-    unused = 0 if is_unknown or tokens is None else held.tokens_max - tokens
-    return replace(
-        state,
-        version=version,
-        account=own,
-        accounts=others,
-        limits=limits.booked(state.limits, held, unused),
-        reservations=state.reservations.delete(reservation_id),
-        expiries=_one_less(state.expiries, held.expires_us),
-        unknown_calls=_with_unknown(state, reservation_id, held, cost_nano_usd, version)
-        if is_unknown
-        else state.unknown_calls,
-    )
-
-
-def _accounts(state: Tenant, call: Reservation | UnknownCall) -> list[tuple[str, Account]]:
-    subjects = call.subjects if state.accounts else call.subjects[:1]
-    return [(subject, account) for subject in subjects if (account := state.account_of(subject))]
-
-
-def _one_less(expiries: Mapping[int, int], expires_us: int) -> dict[int, int]:
-    left = dict(expiries)
-    left[expires_us] -= 1
-    if not left[expires_us]:
-        del left[expires_us]
-    return left
-
-
-def _with_unknown(
-    state: Tenant, reservation_id: str, held: Reservation, cost_nano_usd: int, version: int
-) -> dict[str, UnknownCall]:
-    unknown = dict(state.unknown_calls)
-    unknown[reservation_id] = UnknownCall(
-        held.key_id, held.model, cost_nano_usd, held.at_us, version, held.user_id, held.price, held.tags
-    )
-    if len(unknown) > _UNKNOWN_MAX:
-        del unknown[next(iter(unknown))]
-    return unknown
+        return [*events]
+    return [*events, *budgets.warnings(books.fold(state, events), subjects)]
 
 
 def reserved_row(state: Tenant, reservation_id: str, now_us: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from functools import reduce
 from typing import Any
 
+from actors.aggregate import State, fold
 from actors.tenant import Tenant, decide, evolve, fire_timers
 from events.codec import decode_event, encode_data
 from events.sealing import TenantCipher
@@ -31,6 +32,14 @@ class Scenario:
 def replay(events: list[TenantEvent], state: Tenant | None = None) -> Tenant:
     through_the_wire: list[Any] = [decode_event(encode_data(event, CIPHER), CIPHER) for event in events]
     return reduce(evolve, through_the_wire, state or Tenant())
+
+
+def replay_in_pages(events: list[TenantEvent], page_events: int) -> Tenant:
+    """As an activation does it: page by page."""
+    state = State()
+    for first in range(0, len(events), page_events):
+        state = fold(state, events[first : first + page_events])
+    return state.tenant
 
 
 def given(*history: TenantEvent) -> Scenario:

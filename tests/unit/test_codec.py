@@ -5,12 +5,14 @@ import msgspec
 import pytest
 
 from events import codec
-from events.codec import GENESIS, chain, decode_event, decode_record, encode_record, next_hash
+from events.catalog import DomainEvent
+from events.codec import GENESIS, chain, decode_event, decode_record, encode_data, encode_record, next_hash, open_record
 from events.errors import IntegrityError, UnknownEventError
 from events.ids import derived_id, uuid7
 from events.slices import SLICE_COUNT, is_tenant_id, slice_of
-from events.tenant import TenantCreated
-from tests.kit.factories import created, record
+from events.tenant import CallCredited, TenantCreated
+from tests.kit.factories import created, in_clear, record
+from tests.kit.scenario import CIPHER
 
 
 def test_a_record_survives_the_wire() -> None:
@@ -52,6 +54,23 @@ def test_bytes_that_are_no_event_are_an_integrity_error(data: bytes) -> None:
 def test_a_field_that_a_newer_release_added_does_not_stop_an_older_one() -> None:
     plain = {"type": "tenant.created.v1", "name": "A", "plan": "free", "created_us": 1, "colour": "red"}
     assert decode_event(msgspec.msgpack.encode(plain)) == TenantCreated("A", "free", 1)
+
+
+@pytest.mark.parametrize("event", [created("Acme"), CallCredited("c1", "k1", "small", 5, 0, 0, "the bill says so")])
+def test_a_record_opened_at_once_is_what_it_holds_in_clear_and_sealed(event: DomainEvent) -> None:
+    for data in (encode_data(event, CIPHER), in_clear(event)):
+        written = msgspec.structs.replace(record(event, 7), data=data)
+        opened = open_record(encode_record(written), CIPHER)
+        assert opened.event == decode_event(data, CIPHER) == event
+        assert msgspec.structs.astuple(opened)[:-1] == msgspec.structs.astuple(written)[:-1]
+
+
+def test_a_record_opened_at_once_fails_as_it_does_step_by_step() -> None:
+    future = msgspec.structs.replace(record(created()), data=msgspec.Raw(msgspec.msgpack.encode({"type": "x.v99"})))
+    with pytest.raises(UnknownEventError, match=r"x\.v99"):
+        open_record(encode_record(future), CIPHER)
+    with pytest.raises(IntegrityError, match="not an event record"):
+        open_record(b"\xc1", CIPHER)
 
 
 def test_ids_sort_by_time_and_derived_ones_repeat() -> None:

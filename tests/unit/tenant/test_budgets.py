@@ -28,7 +28,7 @@ from events.tenant import (
     UserAdded,
 )
 from tests.kit.factories import HOUR_US, NOW_US, created, key_issued, reserved, settled
-from tests.kit.scenario import given, replay
+from tests.kit.scenario import given, replay, replay_in_pages
 
 DAY_US = 24 * HOUR_US
 SUBJECTS = ("tenant", "key:k1", "key:k2", "user:ada")
@@ -249,6 +249,7 @@ def test_spent_and_reserved_never_exceed_a_budget_at_any_prefix_of_the_log(
             history.append(event)
             _check_money(state)
     assert replay(history) == state
+    assert [replay_in_pages(history, size) for size in (1, 7, 500)] == [state] * 3
 
 
 def _check_money(state: Tenant) -> None:

@@ -23,7 +23,7 @@ from events.tenant import (
     UserAdded,
 )
 from tests.kit.factories import HOUR_US, NOW_US, created, key_issued
-from tests.kit.scenario import given, replay
+from tests.kit.scenario import given, replay, replay_in_pages
 
 SECOND_US = 1_000_000
 TENANT: tuple[TenantEvent, ...] = (
@@ -194,3 +194,4 @@ def test_no_interval_sees_more_than_its_limits_allow_and_a_replay_goes_on_the_sa
     for start in granted:
         assert sum(start <= at < start + 60 * SECOND_US for at in granted) <= allowed
     assert replay(history) == state
+    assert [replay_in_pages(history, size) for size in (1, 7, 500)] == [state] * 3

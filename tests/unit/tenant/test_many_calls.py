@@ -5,7 +5,7 @@ import time
 import msgspec
 
 from actors.activation import Folded
-from actors.aggregate import State
+from actors.aggregate import State, fold
 from actors.persistent import decode_hook, encode_hook
 from actors.tenant import Tenant
 from events.tenant import (
@@ -76,3 +76,14 @@ def test_a_snapshot_is_the_state_with_all_that_can_be_in_it() -> None:
 def snapshot_of(state: Tenant) -> Tenant:
     written = msgspec.msgpack.Encoder(enc_hook=encode_hook).encode(Folded(State(state), {}))
     return msgspec.msgpack.Decoder(Folded, dec_hook=decode_hook).decode(written).state.tenant
+
+
+def test_a_state_stays_as_it_was_when_pages_are_folded_onto_it() -> None:
+    """Events of a page change what they are entered into in place, and the state before it must not notice."""
+    before = with_open(5).state
+    copy = msgspec.msgpack.encode(before, enc_hook=encode_hook)
+    expired = [ReservationExpired(f"open-{number}", "k1", "small", 1) for number in range(5)]
+    after = fold(State(before), [reserved("new"), *expired, BudgetSet(10, "day"), reserved("newer")])
+    assert set(after.tenant.reservations) == {"new", "newer"}
+    assert len(after.tenant.unknown_calls) == 5
+    assert msgspec.msgpack.encode(before, enc_hook=encode_hook) == copy
