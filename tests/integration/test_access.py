@@ -174,19 +174,22 @@ async def test_a_tenants_admin_issues_no_key_stronger_than_its_own(world: World,
         assert taken.status_code == 403
 
 
-@pytest.mark.parametrize(
-    "field", ["tenant", "tenant_id", "role", "budget", "epoch", "version", "by_key", "digest", "revoked"]
-)
-async def test_fields_that_are_not_the_clients_are_refused_and_have_no_effect(world: World, field: str) -> None:
+SERVER_OWNED = ("tenant", "tenant_id", "role", "budget", "epoch", "version", "by_key", "digest", "revoked")
+
+
+async def test_fields_that_are_not_the_clients_are_refused_and_have_no_effect(world: World) -> None:
     """SEC-3, for every write that takes a body."""
-    before = (await world.admin.get(f"/tenants/{world.tenant}")).json()
+    before, checked = (await world.admin.get(f"/tenants/{world.tenant}")).json(), 0
     for method, path, schema in await operations(world, "/admin/v1/tenants"):
-        if schema not in BODIES or field in BODIES[schema] or (schema, field) == ("NewUser", "role"):
-            continue
         url = path.replace("{tenant}", world.tenant).replace("{key_id}", world.key_id)
         url = world.base_url + re.sub(r"\{.*?\}", "nobody", url)
-        answer = await world.admin.request(method, url, json={**BODIES[schema], field: "x"})
-        assert answer.status_code == 400, (method, path, answer.text)
+        for field in SERVER_OWNED if schema in BODIES else ():
+            if field in BODIES[schema] or (schema, field) == ("NewUser", "role"):
+                continue  # these are the operator's to give
+            answer = await world.admin.request(method, url, json={**BODIES[schema], field: "x"})
+            assert answer.status_code == 400, (method, path, field, answer.text)
+            checked += 1
+    assert checked >= 100
     assert (await world.admin.get(f"/tenants/{world.tenant}")).json() == before
 
 

@@ -51,7 +51,7 @@ class FakeUpstream:
             raise
 
     def _bill(self, body: dict[str, Any]) -> dict[str, int]:
-        prompt = sum(len(str(message["content"]).split()) for message in body["messages"])
+        prompt = sum(len(str(message.get("content", "")).split()) for message in body["messages"])
         answer = min(len(WORDS), body["max_tokens"])
         self.ledger.input_tokens += prompt
         self.ledger.output_tokens += answer
