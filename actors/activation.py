@@ -197,7 +197,7 @@ class Activation:
         """
         asked_at = time.monotonic()
         head = await self._store.claim(self.tenant)
-        failpoint("claim.after_epoch_before_load")
+        failpoint("claim.after_epoch_before_load", self.tenant)
         self._epoch, self._owned_at = head.epoch, asked_at
         if head.status == "erased":
             raise TenantErasedError(f"tenant {self.tenant!r} is erased: nothing can be asked of it any more")

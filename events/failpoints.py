@@ -10,7 +10,8 @@ A process is armed with a text, from the setting ``TENANTRY_FAILPOINTS`` or in a
     append.before_fcall=crash@3;snap.mid_write=delay:0.2%0.1
 
 At the third append the process kills itself with SIGKILL; of all snapshots one in ten, by a seeded dice, takes 0.2 s
-longer. Without ``@`` or ``%`` it happens every time. ``*N`` at the end stops it after N times.
+longer. Without ``@`` or ``%`` it happens every time. ``*N`` at the end stops it after N times. Where the place knows
+whom it works for, ``claim.after_epoch_before_load[acme]=crash`` is about that tenant alone.
 
 actions: ``crash`` (SIGKILL, no clean-up whatever), ``pause`` (SIGSTOP, until somebody sends SIGCONT), ``raise``
 (InjectedError), ``delay:SECONDS`` (blocks the whole process, as a garbage collection or a starved CPU would).
@@ -57,7 +58,7 @@ POINTS = {
 
 Action = Literal["crash", "pause", "raise", "delay"]
 _RULE = re.compile(
-    r"(?P<name>[a-z0-9_.]+)=(?P<action>crash|pause|raise|delay:(?P<seconds>[0-9.]+))"
+    r"(?P<name>[a-z0-9_.]+)(\[(?P<subject>[a-z0-9-]+)\])?=(?P<action>crash|pause|raise|delay:(?P<seconds>[0-9.]+))"
     r"(@(?P<hit>[1-9][0-9]*))?(%(?P<probability>[0-9.]+))?(\*(?P<times>[1-9][0-9]*))?"
 )
 
@@ -75,7 +76,9 @@ class InjectedError(PlatformError):
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """``hit`` is the only pass that counts (0: every), ``probability`` a dice thrown at it, ``times`` a limit (0: none)."""
+    """``hit`` is the only pass that counts (0: every), ``probability`` a dice thrown at it, ``times`` a limit (0: none).
+    ``subject``: the one tenant whose passes count ("": all).
+    """
 
     name: str
     action: Action
@@ -83,6 +86,7 @@ class Rule(msgspec.Struct, frozen=True):
     hit: int = 0
     probability: float = 1.0
     times: int = 0
+    subject: str = ""
 
 
 class _Armed:
@@ -106,10 +110,10 @@ class _Armed:
 _armed: dict[str, _Armed] = {}
 
 
-def failpoint(name: str) -> None:
-    """The place called ``name``. Does nothing unless a test has armed it in this process."""
+def failpoint(name: str, subject: str = "") -> None:
+    """The place called ``name``, at work for the tenant ``subject``. Does nothing unless a test has armed it in this process."""
     if _armed:
-        _reach(name)
+        _reach(name, subject)
 
 
 def arm(text: str, seed: int = 0) -> None:
@@ -141,7 +145,8 @@ def _parse_rule(text: str) -> Rule:
     match = _RULE.fullmatch(text)
     if match is None:
         raise FailpointSpecError(
-            f"expected NAME=crash|pause|raise|delay:SECONDS, then @HIT, %PROBABILITY or *TIMES where wanted, got {text!r}"
+            "expected NAME=crash|pause|raise|delay:SECONDS, where wanted NAME[TENANT]=…, then @HIT, %PROBABILITY or *TIMES, "
+            f"got {text!r}"
         )
     name, probability = match["name"], _number(match["probability"] or "1", text)
     if name not in POINTS:
@@ -157,6 +162,7 @@ def _parse_rule(text: str) -> Rule:
         hit=int(match["hit"] or 0),
         probability=probability,
         times=int(match["times"] or 0),
+        subject=match["subject"] or "",
     )
 
 
@@ -167,10 +173,10 @@ def _number(digits: str, text: str) -> float:
         raise FailpointSpecError(f"{digits!r} is not a number, in {text!r}") from error
 
 
-def _reach(name: str) -> None:
+def _reach(name: str, subject: str) -> None:
     assert name in POINTS, name
     armed = _armed.get(name)
-    if armed is None or not armed.is_due():
+    if armed is None or armed.rule.subject not in ("", subject) or not armed.is_due():
         return
     armed.fired += 1
     rule = armed.rule

@@ -16,10 +16,11 @@ from events.store import EventStore
 log = logging.getLogger(__name__)
 
 PERIOD_S = 30.0
+_AGAIN_S = 10.0  # a move takes a second or two
 
 
 class Janitor:
-    """An actor is ended only when two looks in a row, ``PERIOD_S`` apart, find it unwanted: a move takes a moment."""
+    """An actor is ended only when two looks in a row, ``_AGAIN_S`` apart, find it unwanted: a move takes a moment."""
 
     def __init__(self, store: EventStore, shards: ShardActors) -> None:
         self._store, self._shards = store, shards
@@ -31,7 +32,7 @@ class Janitor:
                 await self.sweep()
             except (PlatformError, RayError) as error:
                 log.warning("janitor.sweep_failed: %s", error)
-            await asyncio.sleep(PERIOD_S)  # the janitor's own beat
+            await asyncio.sleep(_AGAIN_S if self._suspects else PERIOD_S)  # the janitor's own beat
 
     async def sweep(self) -> list[str]:
         """Names of the actors that were ended."""

@@ -37,6 +37,11 @@ class Ward(msgspec.Struct, frozen=True):
         record = self.records.get(tenant)
         return record.reason if record and now_s < record.barred_until_s else ""
 
+    def is_suspect(self, tenant: str, now_s: float) -> bool:
+        """It has crashed of late, or something that it was activated with: its next activation shows which."""
+        record = self.records.get(tenant)
+        return record is not None and any(now_s - at < WINDOW_S for at in record.crashed_s)
+
 
 def crashed(ward: Ward, tenant: str, why: str, now_s: float) -> Ward:
     """The ward after one more crash."""

@@ -106,14 +106,17 @@ class RootSupervisor:
     async def _activate(self, tenant: str) -> str:
         assert self._connections is not None
         ends = asyncio.get_running_loop().time() + _HOST_ATTEMPTS_S
-        problem = ""
+        problem, epoch = "", -1
         while (left_s := ends - asyncio.get_running_loop().time()) > 0:
             if barred := await self._warden.admit(tenant, left_s):
                 return barred
             try:
                 head = await self._connections.store.head(tenant)
+                if epoch < 0:
+                    epoch = await self._epoch(tenant)
                 failpoint("supervisor.before_host")
-                await self._shards.host(tenant, head.placement if head else "pool")
+                host = self._shards.host_alone if self._warden.is_suspect(tenant) else self._shards.host
+                await host(tenant, head.placement if head else "pool")
                 return ""
             except FencedError as error:  # two activations met; the next try settles it
                 problem, detail = error.code, str(error)
@@ -129,9 +132,28 @@ class RootSupervisor:
                 problem, detail = "its actor is being restarted", str(error)
                 if isinstance(error, ActorDiedError) and error.actor_init_failed:
                     self._warden.crashed(tenant, "its actor could not be started")
+                elif await self._was_claimed(tenant, epoch):
+                    self._warden.crashed(tenant, "its actor's process died while activating it")
+                    epoch = -1
             log.warning("supervisor.activation_retried tenant=%s: %s", tenant, detail)
             await asyncio.sleep(_RETRY_S)  # back-off; Ray has nothing to await that says "restarted"
         return problem
+
+    async def _was_claimed(self, tenant: str, before: int) -> bool:
+        """Whether an activation had begun, after epoch ``before``, when its process died: only then may it be the reason. A process that is
+        being restarted refuses at once, and says nothing about the tenants that are asked for meanwhile.
+        """
+        try:
+            return await self._epoch(tenant) > before
+        except PlatformError as error:
+            log.warning("supervisor.claim_unread tenant=%s: %s", tenant, error)
+            return False
+
+    async def _epoch(self, tenant: str) -> int:
+        """Also of a tenant that has no events yet; 0: nobody has claimed it."""
+        assert self._connections is not None
+        (epoch,) = await self._connections.store.epochs([tenant])
+        return epoch or 0
 
     async def _prepare(self, tenant: str) -> str:
         """Start the actor that the tenant is about to move to. Returns "" or the reason it failed."""

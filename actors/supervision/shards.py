@@ -35,6 +35,7 @@ class ShardActors:
         self._handles: dict[str, Any] = {}
         self._waiting: dict[str, list[tuple[str, asyncio.Future[None]]]] = {}
         self._calling: dict[str, set[asyncio.Task[None]]] = {}
+        self._alone: dict[str, asyncio.Lock] = {}
 
     def forget_handles(self) -> None:
         """After a RayError: an actor is being restarted, or is gone for good and has to be created anew."""
@@ -63,6 +64,16 @@ class ShardActors:
             task.add_done_callback(calling.discard)
         await future
 
+    async def host_alone(self, tenant: str, placement: Placement) -> None:
+        """As ``host``, and no other tenant that is suspected of killing its process is activated there meanwhile: where
+        that happens again, it is clear which of them did it. Raises RayError, PlatformError.
+        """
+        name = shard_name(tenant, placement, self._pool_shards)
+        async with self._alone.setdefault(name, asyncio.Lock()):
+            (outcome,) = await self._outcomes(name, [tenant])
+        if outcome is not None:
+            raise outcome
+
     async def _host_waiting(self, name: str) -> None:
         while waiting := self._waiting.pop(name, []):
             group, rest = waiting[:_TENANTS_PER_CALL_MAX], waiting[_TENANTS_PER_CALL_MAX:]
@@ -85,7 +96,8 @@ class ShardActors:
             return [error] * len(tenants)
 
     def _is_hosting(self, name: str) -> bool:
-        return bool(self._calling.get(name))
+        alone = self._alone.get(name)
+        return bool(self._calling.get(name)) or (alone is not None and alone.locked())
 
     async def retire(self, name: str) -> None:
         """End a silo's process that says it has lost its tenant, unless one is on its way to it."""

@@ -60,6 +60,10 @@ class Warden:
         await asyncio.sleep(wait_s)  # the back-off itself
         return ""
 
+    def is_suspect(self, tenant: str) -> bool:
+        """Its next activation is one to be watched: see ``Ward.is_suspect``."""
+        return self._ward.is_suspect(tenant, time.monotonic())
+
     def crashed(self, tenant: str, why: str) -> None:
         now_s = time.monotonic()
         was_barred = bool(self._ward.reason(tenant, now_s))

@@ -39,11 +39,19 @@ def test_every_name_in_the_list_is_a_place_in_the_code_and_the_other_way_round()
         for path in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "failpoint":
-                    (name,) = node.args
+                    name, *_subject = node.args
                     text = ast.literal_eval(name)
                     assert isinstance(text, str), (path, node.lineno)
                     placed[text] += 1
     assert placed == Counter(dict.fromkeys(POINTS, 1))
+
+
+def test_a_rule_may_be_about_one_tenant() -> None:
+    arm("append.before_fcall[acme]=raise@1")
+    failpoint("append.before_fcall")
+    failpoint("append.before_fcall", "globex")
+    with pytest.raises(InjectedError):
+        failpoint("append.before_fcall", "acme")
 
 
 def test_a_failpoint_that_nobody_armed_does_nothing() -> None:

@@ -38,3 +38,11 @@ def test_only_so_many_crashes_within_the_window_bar_a_tenant(crashes: list[tuple
         seen.append((tenant, now_s))
         recent = [at for name, at in seen if name == tenant and now_s - at < WINDOW_S]
         assert bool(ward.reason(tenant, now_s)) == (len(recent) >= CRASHES_MAX)
+
+
+def test_who_has_crashed_of_late_is_watched_and_after_a_minute_no_more() -> None:
+    ward = quarantine.crashed(Ward(), "acme", "its process died", 100.0)
+    assert ward.is_suspect("acme", 100.0 + WINDOW_S - 1)
+    assert not ward.is_suspect("acme", 100.0 + WINDOW_S)
+    assert not ward.is_suspect("globex", 100.0)
+    assert not quarantine.released(ward, "acme").is_suspect("acme", 100.0)
