@@ -18,7 +18,7 @@ import pytest
 from actors.supervision.quarantine import CRASHES_MAX
 from tests.kit.platform import UpProcess, running_platform
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 POISON = "poison"
 ORPHAN = "silo-nobody"
