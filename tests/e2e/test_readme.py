@@ -91,7 +91,7 @@ def test_every_package_and_setting_that_it_names_is_there() -> None:
     root = Path(__file__).parents[2]
     for package in re.findall(r"^\| `(\w+)/` \|", README, flags=re.MULTILINE):
         assert (root / package / "__init__.py").exists()
-    code = "".join(path.read_text() for path in (root / "serve").glob("*.py"))
+    code = "".join(path.read_text() for room in ("serve", "tests") for path in (root / room).rglob("*.py"))
     for name in set(re.findall(r"TENANTRY_[A-Z_]+", README)):
         field = name.removeprefix("TENANTRY_").lower()
         assert name in code or field in code, name
