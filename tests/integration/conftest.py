@@ -68,12 +68,22 @@ def new_tenant() -> Callable[[], str]:
 
 
 @pytest.fixture
+async def supervisors(bus: Bus, asker: Asker) -> AsyncIterator[SharedSupervisors]:
+    """The supervisors that a platform has. A test may close them before its end."""
+    running = SharedSupervisors(bus, is_first=True)
+    await running.start()
+    yield running
+    await running.close()
+
+
+@pytest.fixture
 async def world(
     servers: Servers,
     valkey_store: ValkeyEventStore,
     bus: Bus,
     asker: Asker,
     keys: Keys,
+    supervisors: SharedSupervisors,
     monkeypatch: pytest.MonkeyPatch,
     new_tenant: Any,
     tmp_path: Path,
@@ -97,8 +107,6 @@ async def world(
         models = ReadModels(connect(servers.valkey_url, db=settings.reads_db), keys)
         await models.open()
         projecting = asyncio.create_task(Runner(valkey_store, models, bus, PROJECTIONS, range(SLICE_COUNT)).run())
-        supervisors = SharedSupervisors(bus, is_first=True)
-        await supervisors.start()
         gateway = Gateway()
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
@@ -111,7 +119,6 @@ async def world(
             server.should_exit = True
             await serving
         await gateway.close()
-        await supervisors.close()
         projecting.cancel()
         await asyncio.wait([projecting])
         await models.close()

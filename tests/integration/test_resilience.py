@@ -25,15 +25,12 @@ MAINTENANCE = {"action": "open", "reason": "maintenance"}
 
 
 @pytest.fixture
-async def supervised(world: World, bus: Bus) -> AsyncIterator[World]:
-    """The gateway with the supervisors that a platform has."""
-    supervisors = SharedSupervisors(bus, is_first=True)
-    await supervisors.start()
+async def supervised(world: World, supervisors: SharedSupervisors) -> AsyncIterator[World]:
+    """Leaves no breaker forced for the tests that follow."""
     yield world
     reset = await world.admin.post(f"/breakers/{OK_MODEL}", json={"action": "reset", "reason": "the test is over"})
     assert reset.status_code == 200
     await supervisors.journal.drained()
-    await supervisors.close()
 
 
 class Cli:
@@ -132,7 +129,10 @@ async def test_a_breaker_of_a_tenant_that_can_not_be_and_one_that_nobody_has_are
     assert (await supervised.admin.get("/breakers/model/nobody-has-it")).status_code == 404
 
 
-async def test_what_is_forced_while_the_supervisor_is_away_is_said_to_wait(world: World) -> None:
+async def test_what_is_forced_while_the_supervisor_is_away_is_said_to_wait(
+    world: World, supervisors: SharedSupervisors
+) -> None:
+    await supervisors.close()
     name = f"model/away-{world.tenant}"
     forced = await world.admin.post(f"/breakers/{name}", json=MAINTENANCE)
     assert (forced.json()["state"], forced.json()["applied"]) == ("forced_open", False)
