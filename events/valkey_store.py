@@ -170,7 +170,8 @@ async def _load_library(client: Client, name: str, source: str, **options: Any) 
                 raise
             await _load_library(client, name, source, **options)  # another was faster: compare with what it loaded
         return
-    fields = dict(zip(listed[0][::2], listed[0][1::2], strict=True))
+    row = listed[0]  # a map where the client speaks RESP3
+    fields = row if isinstance(row, dict) else dict(zip(row[::2], row[1::2], strict=True))
     if fields[b"library_code"].decode() != source:
         raise StoreMismatchError(
             f"the store runs another version of the function library {name!r}: upgrade one of them"

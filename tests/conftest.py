@@ -3,14 +3,16 @@
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from events.keys import Keys, parse_master_keys
 from events.valkey_store import ValkeyEventStore, connect
 from events.valkey_vault import ValkeyVault
 from tests.kit.servers import MASTER_KEY, Servers, running_servers
 
-settings.register_profile("tenantry", deadline=None)  # a busy machine is no defect of the code
+settings.register_profile(
+    "tenantry", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)  # a busy machine is no defect of the code
 settings.load_profile("tenantry")
 
 

@@ -1,3 +1,5 @@
+from collections.abc import AsyncIterator
+
 import pytest
 
 from events.errors import StoreUnavailableError
@@ -6,6 +8,7 @@ from events.valkey_store import connect
 from events.valkey_vault import ValkeyVault
 from events.vault import Vault
 from tests.contract.vault import VaultContract, tenant
+from tests.kit.servers import Servers
 
 __all__ = ["tenant"]
 
@@ -17,7 +20,14 @@ class TestMemoryVault(VaultContract):
 
 
 class TestValkeyVault(VaultContract):
-    """With the fixture that all tests share."""
+    """In a database of its own: the made-up keys of these tests can't be unwrapped by anybody."""
+
+    @pytest.fixture
+    async def vault(self, servers: Servers) -> AsyncIterator[ValkeyVault]:
+        opened = ValkeyVault(connect(servers.vault_url, db=2))
+        await opened.open()
+        yield opened
+        await opened.close()
 
 
 async def test_a_vault_that_is_away_is_a_transient_error() -> None:
