@@ -34,7 +34,7 @@ def tenant_actors(platform: UpProcess) -> int:
 async def until(holds: Callable[[], bool], timeout_s: float = 60.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not await asyncio.to_thread(holds):  # noqa: ASYNC110 - Ray tells nobody when an actor has come or gone
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # what other processes do can only be asked for
 
 
 async def load(asker: Asker, tenant: str, caller: int, stop: asyncio.Event) -> list[int]:
@@ -81,7 +81,7 @@ async def opened(store: ValkeyEventStore) -> None:
                 await store.open()
                 return
             except StoreUnavailableError:
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.05)  # likewise
 
 
 async def snapshot_position(data_dir: Path, tenant: str) -> int:
