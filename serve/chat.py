@@ -21,10 +21,11 @@ from events.ask import Asker
 from events.envelope import Ok
 from events.errors import CommandRefusedError, PlatformError
 from events.failpoints import failpoint
-from events.tenant import Outcome, ReserveCall, SettleCall
-from serve.allowance import list_prices, told_headers
+from events.tenant import Outcome
+from serve.allowance import told_headers
 from serve.asgi import ClientLeftError, Receive, Responder, Scope, Send, header, read_body, run_unless_client_leaves
 from serve.auth import Authenticator, Principal
+from serve.booking import NOTHING, Booking, Bookings, used_when_failed, used_when_left
 from serve.chat_request import Call, parse_chat
 from serve.http_errors import HttpError, as_http_error, unexpected_error
 from serve.settings import Model
@@ -32,10 +33,6 @@ from serve.shed import Shed
 
 log = logging.getLogger(__name__)
 
-_TTL_MARGIN_S = 60.0  # a reservation outlives its call's own time-out, so only a dead gateway's expire
-_SETTLE_RETRY_S = 0.5
-_SETTLE_WAIT_S = 10.0  # how long an answer waits for its booking; the reservation is durable in any case
-NOTHING, UNKNOWN = Tokens(0, 0, "measured"), Tokens(0, 0, "unknown")
 _SSE_HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
 
 
@@ -51,14 +48,12 @@ def upstream_failed(error: BaseException) -> bool | None:
 
 
 class OpenCall(msgspec.Struct):
-    """A reserved call on its way. ``settled`` guards against booking it twice."""
+    """A reserved call on its way."""
 
-    principal: Principal
     call: Call
-    call_id: str
+    booking: Booking
     reserved_position: int
     meter: UsageMeter
-    settled: bool = False
     told: dict[str, str] = {}  # headers: what is left of limits, budgets that warn
 
 
@@ -78,11 +73,9 @@ class ChatEndpoint:
         self._models, self._authenticator, self._asker = models, authenticator, asker
         self._model_client = model_client
         self._call_timeout_s = call_timeout_s
-        self._ttl_us = int((call_timeout_s + _TTL_MARGIN_S) * 1e6)
         self._body_bytes_max = body_bytes_max
-        self._list_prices = list_prices(models.values())
+        self._bookings = Bookings(asker, models.values(), call_timeout_s)
         self._shed = Shed()
-        self._settling: set[asyncio.Task[Ok | None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         responder = Responder(send)
@@ -101,29 +94,11 @@ class ChatEndpoint:
 
     async def _serve(self, principal: Principal, call: Call, responder: Responder) -> None:
         self._shed.check(principal.tenant, principal.key_id)
-        call_id = self._asker.new_id()
-        reserve = ReserveCall(
-            call_id,
-            principal.key_id,
-            call.model.name,
-            call.cost_max_nano_usd,
-            self._ttl_us,
-            call.input_tokens_max,
-            call.output_tokens_max,
-            self._list_prices[call.model.name],
-            call.tags,
-        )
-        running = OpenCall(principal, call, call_id, 0, UsageMeter(call.input_bytes))
+        running = OpenCall(call, self._booking(principal, call), 0, UsageMeter(call.input_bytes))
         try:
-            reserved = await self._asker.ask(
-                principal.tenant, reserve, actor=f"key:{principal.key_id}", command_id=call_id, correlation_id=call_id
-            )
+            reserved = await self._bookings.reserve(running.booking)
         except CommandRefusedError as refusal:
             self._shed.note(principal.tenant, principal.key_id, refusal)
-            raise  # surely not reserved
-        except BaseException:
-            # it may have been reserved, and no call will be made: this comes after it and frees it
-            self._start_settling(running, NOTHING, "failed")
             raise
         running.reserved_position, running.told = reserved.position, told_headers(reserved.result)
         failpoint("gw.after_reserve")
@@ -134,8 +109,22 @@ class ChatEndpoint:
             self._start_settling(running, NOTHING, "failed")
             raise
         finally:
-            if not running.settled:  # the client left, or we are being stopped
-                self._settle_cancelled(running)
+            if not running.booking.settled:  # the client left, or we are being stopped
+                self._start_settling(running, used_when_left(running.meter), "cancelled")
+
+    def _booking(self, principal: Principal, call: Call) -> Booking:
+        call_id = self._asker.new_id()
+        return Booking(
+            principal.tenant,
+            principal.key_id,
+            f"key:{principal.key_id}",
+            call_id,
+            call_id,
+            call.model,
+            call.input_tokens_max,
+            call.output_tokens_max,
+            call.tags,
+        )
 
     def _breaker(self, model: Model) -> AbstractContextManager[None]:
         """Around a call of the model's server: where the cluster finds that it fails, nobody calls it for a while."""
@@ -155,7 +144,7 @@ class ChatEndpoint:
                 else:
                     await self._complete(running, responder)
         except ToolError as error:
-            await self._settle_failed(running, error)
+            await self._settle(running, used_when_failed(running.meter, error), "failed")
             raise
         except TimeoutError as error:
             message = f"the call was not done within {self._call_timeout_s:g} s"
@@ -194,69 +183,21 @@ class ChatEndpoint:
         await responder.event(b"[DONE]")
         await responder.body(b"", more=False)
 
-    async def _settle_failed(self, running: OpenCall, error: ToolError) -> None:
-        if running.meter.has_begun:
-            await self._settle(running, running.meter.tokens(), "failed")
-        elif error.may_have_happened:
-            await self._settle(running, UNKNOWN, "failed")
-        else:
-            await self._settle(running, NOTHING, "failed")
-
-    def _settle_cancelled(self, running: OpenCall) -> None:
-        """Starts the booking and doesn't wait: whoever is being cancelled must not."""
-        tokens = running.meter.tokens() if running.meter.has_begun else UNKNOWN
-        self._start_settling(running, tokens, "cancelled")
-
     async def _settle(self, running: OpenCall, tokens: Tokens, outcome: Outcome) -> Ok | None:
-        """None: not confirmed within the wait. It goes on in the background, and if all fails the timer books it."""
-        task = self._start_settling(running, tokens, outcome)
-        done, _ = await asyncio.wait((task,), timeout=_SETTLE_WAIT_S)
-        return task.result() if done else None
-
-    def _start_settling(self, running: OpenCall, tokens: Tokens, outcome: Outcome) -> "asyncio.Task[Ok | None]":
-        running.settled = True
         failpoint("gw.before_settle")
-        task = asyncio.create_task(self._book(running, tokens, outcome), name=f"settle-{running.call_id}")
-        self._settling.add(task)
-        task.add_done_callback(self._settling.discard)
-        return task
+        return await self._bookings.settle(running.booking, tokens, outcome)
 
-    async def _book(self, running: OpenCall, tokens: Tokens, outcome: Outcome) -> Ok | None:
-        price, is_unknown = running.call.model.price, tokens.source == "unknown"
-        cost = running.call.cost_max_nano_usd if is_unknown else price.cost_nano_usd(
-            tokens.input_tokens, tokens.output_tokens
-        )  # fmt: skip
-        command = SettleCall(running.call_id, tokens.input_tokens, tokens.output_tokens, cost, outcome, tokens.source)
-        command_id = self._asker.new_id()
-        gives_up_at = asyncio.get_running_loop().time() + self._ttl_us / 1e6
-        while asyncio.get_running_loop().time() < gives_up_at:
-            try:
-                return await self._asker.ask(
-                    running.principal.tenant,
-                    command,
-                    actor=f"key:{running.principal.key_id}",
-                    command_id=command_id,
-                    correlation_id=running.call_id,
-                )
-            except CommandRefusedError as refusal:
-                if refusal.retry_after_s is None:
-                    level = logging.INFO if tokens is NOTHING else logging.ERROR
-                    log.log(level, "chat.settle_refused call=%s: %s", running.call_id, refusal)
-                    return None
-            except PlatformError as error:
-                log.warning("chat.settle_retried call=%s: %s", running.call_id, error)
-            await asyncio.sleep(_SETTLE_RETRY_S)  # back-off; only asking again tells
-        log.error("chat.settle_gave_up call=%s: the tenant's timer books it", running.call_id)
-        return None
+    def _start_settling(self, running: OpenCall, tokens: Tokens, outcome: Outcome) -> None:
+        failpoint("gw.before_settle")
+        self._bookings.start_settling(running.booking, tokens, outcome)
 
     async def drain(self) -> None:
         """Wait for bookings under way."""
-        if self._settling:
-            await asyncio.wait(self._settling, timeout=_SETTLE_WAIT_S)
+        await self._bookings.drain()
 
 
 def _headers(running: OpenCall, position: int) -> dict[str, str]:
-    return {"x-tenantry-position": str(position), "x-tenantry-call": running.call_id, **running.told}
+    return {"x-tenantry-position": str(position), "x-tenantry-call": running.booking.call_id, **running.told}
 
 
 def _usage(tokens: Tokens) -> dict[str, int]:

@@ -101,10 +101,6 @@ class Call(msgspec.Struct, frozen=True):
     output_tokens_max: int
     tags: dict[str, str] = {}
 
-    @property
-    def cost_max_nano_usd(self) -> int:
-        return self.model.price.cost_nano_usd(self.input_tokens_max, self.output_tokens_max)
-
 
 def check_depth(body: bytes) -> None:
     """The decoder recurses, so a body that nests deeper than any real one is refused before it gets there.

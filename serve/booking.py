@@ -1,0 +1,147 @@
+"""Paid model calls and the tenant's budget: the maximum is reserved before a call, and what it really used is settled once
+after it, whether it ends, fails or is left. Where this process dies in between, the tenant's timer does it.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+
+import msgspec
+
+from actors.tools.errors import ToolError
+from actors.tools.usage_meter import Tokens, UsageMeter
+from events.ask import Asker
+from events.envelope import Ok
+from events.errors import CommandRefusedError, PlatformError
+from events.tenant import Outcome, ReserveCall, SettleCall
+from serve.allowance import list_prices
+from serve.settings import Model
+
+log = logging.getLogger(__name__)
+
+_TTL_MARGIN_S = 60.0  # a reservation outlives its call's own time-out, so only a dead process's expire
+_SETTLE_RETRY_S = 0.5
+_SETTLE_WAIT_S = 10.0  # how long an answer waits for its booking; the reservation is durable in any case
+NOTHING, UNKNOWN = Tokens(0, 0, "measured"), Tokens(0, 0, "unknown")
+
+
+class Booking(msgspec.Struct):
+    """One call's reservation. ``call_id`` names it: reserving it again while it is open changes nothing. ``settled``
+    guards against booking it twice.
+    """
+
+    tenant: str
+    key_id: str
+    actor: str
+    call_id: str
+    correlation_id: str
+    model: Model
+    input_tokens_max: int
+    output_tokens_max: int
+    tags: dict[str, str] = {}
+    settled: bool = False
+
+    @property
+    def cost_max_nano_usd(self) -> int:
+        return self.model.price.cost_nano_usd(self.input_tokens_max, self.output_tokens_max)
+
+
+class Bookings:
+    """Safe for concurrent use. ``drain`` before the end: it waits for bookings under way."""
+
+    def __init__(self, asker: Asker, models: Iterable[Model], call_timeout_s: float) -> None:
+        self._asker = asker
+        self._ttl_us = int((call_timeout_s + _TTL_MARGIN_S) * 1e6)
+        self._list_prices = list_prices(models)
+        self._settling: set[asyncio.Task[Ok | None]] = set()
+
+    async def reserve(self, booking: Booking) -> Ok:
+        """Hold the most that the call can cost.
+
+        Raises:
+            CommandRefusedError: Surely not reserved: the budget, a limit, the key, the model.
+            PlatformError: It may have been reserved; what was is freed, for no call will be made.
+        """
+        command = ReserveCall(
+            booking.call_id,
+            booking.key_id,
+            booking.model.name,
+            booking.cost_max_nano_usd,
+            self._ttl_us,
+            booking.input_tokens_max,
+            booking.output_tokens_max,
+            self._list_prices[booking.model.name],
+            booking.tags,
+        )
+        try:
+            return await self._asker.ask(
+                booking.tenant,
+                command,
+                actor=booking.actor,
+                command_id=booking.call_id,
+                correlation_id=booking.correlation_id,
+            )
+        except CommandRefusedError:
+            raise
+        except BaseException:
+            self.start_settling(booking, NOTHING, "failed")  # comes after it and frees it
+            raise
+
+    async def settle(self, booking: Booking, tokens: Tokens, outcome: Outcome) -> Ok | None:
+        """None: not confirmed within the wait. It goes on in the background, and if all fails the timer books it."""
+        task = self.start_settling(booking, tokens, outcome)
+        done, _ = await asyncio.wait((task,), timeout=_SETTLE_WAIT_S)
+        return task.result() if done else None
+
+    def start_settling(self, booking: Booking, tokens: Tokens, outcome: Outcome) -> "asyncio.Task[Ok | None]":
+        """Does not wait: whoever is being cancelled must not."""
+        booking.settled = True
+        task = asyncio.create_task(self._book(booking, tokens, outcome), name=f"settle-{booking.call_id}")
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+        return task
+
+    async def _book(self, booking: Booking, tokens: Tokens, outcome: Outcome) -> Ok | None:
+        price, is_unknown = booking.model.price, tokens.source == "unknown"
+        cost = booking.cost_max_nano_usd if is_unknown else price.cost_nano_usd(
+            tokens.input_tokens, tokens.output_tokens
+        )  # fmt: skip
+        command = SettleCall(booking.call_id, tokens.input_tokens, tokens.output_tokens, cost, outcome, tokens.source)
+        command_id = self._asker.new_id()
+        gives_up_at = asyncio.get_running_loop().time() + self._ttl_us / 1e6
+        while asyncio.get_running_loop().time() < gives_up_at:
+            try:
+                return await self._asker.ask(
+                    booking.tenant,
+                    command,
+                    actor=booking.actor,
+                    command_id=command_id,
+                    correlation_id=booking.correlation_id,
+                )
+            except CommandRefusedError as refusal:
+                if refusal.retry_after_s is None:
+                    level = logging.INFO if tokens is NOTHING else logging.ERROR
+                    log.log(level, "call.settle_refused call=%s: %s", booking.call_id, refusal)
+                    return None
+            except PlatformError as error:
+                log.warning("call.settle_retried call=%s: %s", booking.call_id, error)
+            await asyncio.sleep(_SETTLE_RETRY_S)  # back-off; only asking again tells
+        log.error("call.settle_gave_up call=%s: the tenant's timer books it", booking.call_id)
+        return None
+
+    async def drain(self) -> None:
+        """Wait for bookings under way."""
+        if self._settling:
+            await asyncio.wait(self._settling, timeout=_SETTLE_WAIT_S)
+
+
+def used_when_failed(meter: UsageMeter, error: ToolError) -> Tokens:
+    """What to settle for a call that has failed: what had come, nothing, or nobody knows."""
+    if meter.has_begun:
+        return meter.tokens()
+    return UNKNOWN if error.may_have_happened else NOTHING
+
+
+def used_when_left(meter: UsageMeter) -> Tokens:
+    """What to settle for a call that is cut off from this side."""
+    return meter.tokens() if meter.has_begun else UNKNOWN
