@@ -456,10 +456,10 @@ class Activation:
         return reply
 
     def _record(self, draft: Draft, envelope: Envelope, event: DomainEvent, now_us: int) -> Record:
-        version = draft.versions.get(event.stream, 0) + 1
-        draft.versions[event.stream] = version
+        stream = event.stream
+        version = draft.versions[stream] = draft.versions.get(stream, 0) + 1
         return Record(
-            stream=event.stream,
+            stream=stream,
             version=version,
             time_us=now_us,
             command_id=envelope.command_id,

@@ -6,7 +6,7 @@ Each aggregate has a module of its own with ``decide`` and ``evolve``; here comm
 from collections.abc import Callable, Iterable
 from functools import reduce
 from itertools import groupby
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 from msgspec.structs import replace
@@ -25,10 +25,10 @@ from events.messages import Query
 from events.run import ReopenRun, RunCommand, RunEvents
 from events.slices import SYSTEM_TENANT
 from events.store import Placement
-from events.system import OfSystem, SystemEvent
-from events.tenant import CallEvent, TenantEvent
+from events.system import SystemCommand, SystemEvent
+from events.tenant import CallEvent, TenantCommand, TenantEvent
 from events.timers import FireTimers
-from events.tools import OfTools, RecordToolCall, ToolsEvent
+from events.tools import RecordToolCall, ToolCommand, ToolsEvent
 
 STATE_SCHEMA = 6  # raise it whenever State changes: older snapshots are then replayed instead of misread
 
@@ -65,26 +65,52 @@ def decide(state: State, tenant: str, command: DomainCommand | ReopenRun, now_us
     Raises:
         Refusal: The command can't be granted; nothing happens.
     """
-    if isinstance(command, FireTimers):
-        # each aggregate says what is due of its own; ``next_timer_us`` is the earliest of theirs
-        return [*tenants.fire_timers(state.tenant, now_us), *runs.fire_timers(state.runs, now_us)]
-    if isinstance(command, OfSystem):
-        return [*systems.decide(state.system, tenant, command, now_us)]
+    return _FAMILIES[type(command)].decide(state, tenant, command, now_us)
+
+
+def _decide_tenant(state: State, tenant: str, command: TenantCommand, now_us: int) -> list[DomainEvent]:
     if tenant == SYSTEM_TENANT:
-        raise InvalidCommandError(f"tenant {SYSTEM_TENANT!r} is the platform itself: it has no keys, budget or plan")
-    if isinstance(command, OfTools):
-        if not state.exists:
-            raise NotFoundError("tenant", tenant)
-        if state.tenant.is_suspended and isinstance(command, RecordToolCall):
-            raise TenantSuspendedError
-        return [*tool_calls.decide(state.tools, tenant, command, now_us)]
-    if isinstance(command, ReopenRun):
-        return [*runs.reopen(runs.run_of(command), now_us)]
-    if isinstance(command, RunCommand):
-        if not state.exists:
-            raise NotFoundError("tenant", tenant)
-        return [*runs.decide(state.runs, command, now_us)]
-    return [*tenants.decide(state.tenant, tenant, command, now_us)]
+        raise _of_the_platform()
+    events: list[Any] = tenants.decide(state.tenant, tenant, command, now_us)
+    return events
+
+
+def _of_the_platform() -> InvalidCommandError:
+    return InvalidCommandError(f"tenant {SYSTEM_TENANT!r} is the platform itself: it has no keys, budget or plan")
+
+
+def _decide_runs(state: State, tenant: str, command: RunCommand, now_us: int) -> list[DomainEvent]:
+    _check_exists(state, tenant)
+    return [*runs.decide(state.runs, command, now_us)]
+
+
+def _check_exists(state: State, tenant: str) -> None:
+    if tenant == SYSTEM_TENANT:
+        raise _of_the_platform()
+    if not state.exists:
+        raise NotFoundError("tenant", tenant)
+
+
+def _decide_reopening(_state: State, tenant: str, command: ReopenRun, now_us: int) -> list[DomainEvent]:
+    if tenant == SYSTEM_TENANT:
+        raise _of_the_platform()
+    return [*runs.reopen(runs.run_of(command), now_us)]
+
+
+def _decide_tools(state: State, tenant: str, command: ToolCommand, now_us: int) -> list[DomainEvent]:
+    _check_exists(state, tenant)
+    if state.tenant.is_suspended and isinstance(command, RecordToolCall):
+        raise TenantSuspendedError
+    return [*tool_calls.decide(state.tools, tenant, command, now_us)]
+
+
+def _decide_system(state: State, tenant: str, command: SystemCommand, now_us: int) -> list[DomainEvent]:
+    return [*systems.decide(state.system, tenant, command, now_us)]
+
+
+def _fire_timers(state: State, _tenant: str, _command: FireTimers, now_us: int) -> list[DomainEvent]:
+    """Each aggregate says what is due of its own; ``next_timer_us`` is the earliest of theirs."""
+    return [*tenants.fire_timers(state.tenant, now_us), *runs.fire_timers(state.runs, now_us)]
 
 
 def evolve(state: State, event: DomainEvent) -> State:
@@ -94,6 +120,10 @@ def evolve(state: State, event: DomainEvent) -> State:
 
 def _evolve_tenant(state: State, event: TenantEvent) -> State:
     return replace(state, tenant=tenants.evolve(state.tenant, event))
+
+
+def _evolve_call(state: State, event: CallEvent) -> State:
+    return replace(state, tenant=tenants.fold_calls(state.tenant, (event,)))
 
 
 def _evolve_runs(state: State, event: RunEvents) -> State:
@@ -111,6 +141,7 @@ def _evolve_tools(state: State, event: ToolsEvent) -> State:
 # by kind, found at once: asking one family after the other takes longer than most events
 _EVOLVE: dict[type[DomainEvent], Callable[[State, Any], State]] = {
     **dict.fromkeys(TenantEvent.__args__, _evolve_tenant),
+    **dict.fromkeys(CallEvent.__args__, _evolve_call),
     **dict.fromkeys(RunEvents.__args__, _evolve_runs),
     **dict.fromkeys(SystemEvent.__args__, _evolve_system),
     **dict.fromkeys(ToolsEvent.__args__, _evolve_tools),
@@ -139,16 +170,30 @@ def _is_of_call(event: DomainEvent) -> bool:
 
 def answer(state: State, tenant: str, command: DomainCommand | ReopenRun, now_us: int) -> dict[str, Any]:
     """The result of a command that was granted, as plain data; ``state`` is the one after its events."""
-    if isinstance(command, FireTimers):
-        return {}
-    if isinstance(command, OfSystem):
-        return systems.answer(state.system, command)
-    if isinstance(command, OfTools):
-        return tool_calls.answer(state.tools, command)
-    if isinstance(command, RunCommand | ReopenRun):
-        return runs.answer(state.runs, command)
-    return tenants.answer(state.tenant, tenant, command, now_us)
+    return _FAMILIES[type(command)].answer(state, tenant, command, now_us)
 
 
 def is_query(command: DomainCommand | ReopenRun) -> bool:
-    return isinstance(command, Query)
+    return type(command) in _QUERIES
+
+
+class _Family(NamedTuple):
+    """What a kind of command is decided and answered by."""
+
+    decide: Callable[[State, str, Any, int], list[DomainEvent]]
+    answer: Callable[[State, str, Any, int], dict[str, Any]]
+
+
+_TENANT = _Family(_decide_tenant, lambda state, *asked: tenants.answer(state.tenant, *asked))
+_RUNS = _Family(_decide_runs, lambda state, _tenant, command, _now_us: runs.answer(state.runs, command))
+_SYSTEM = _Family(_decide_system, lambda state, _tenant, command, _now_us: systems.answer(state.system, command))
+_TOOLS = _Family(_decide_tools, lambda state, _tenant, command, _now_us: tool_calls.answer(state.tools, command))
+_FAMILIES: dict[type[DomainCommand | ReopenRun], _Family] = {
+    **dict.fromkeys(TenantCommand.__args__, _TENANT),
+    **dict.fromkeys(RunCommand.__args__, _RUNS),
+    **dict.fromkeys(SystemCommand.__args__, _SYSTEM),
+    **dict.fromkeys(ToolCommand.__args__, _TOOLS),
+    ReopenRun: _Family(_decide_reopening, _RUNS.answer),
+    FireTimers: _Family(_fire_timers, lambda *_: {}),
+}
+_QUERIES = frozenset(kind for kind in _FAMILIES if issubclass(kind, Query))

@@ -17,22 +17,18 @@ def breaker_stream(name: str, tenant: str) -> str:
     return f"breaker/{name}@{tenant}" if tenant else f"breaker/{name}"
 
 
-class OfSystem(Command, frozen=True):
-    """Marks what only the tenant ``system`` takes: one look tells these commands from all others."""
-
-
 class SystemFact(Event, frozen=True):
     """Marks what only the log of the tenant ``system`` holds."""
 
 
-class RecordStart(OfSystem, frozen=True, tag="system.start"):
+class RecordStart(Command, frozen=True, tag="system.start"):
     """A supervisor has come up. ``incarnation`` tells its lives apart: the wall clock then, in microseconds."""
 
     supervisor: str
     incarnation: int
 
 
-class RecordBreaker(OfSystem, frozen=True, tag="system.breaker.record"):
+class RecordBreaker(Command, frozen=True, tag="system.breaker.record"):
     """A breaker has changed: the cluster's, or where ``caller`` is set only that process's own.
 
     ``calls`` of which ``failures`` failed and ``slow`` were slow is what it was decided on, by ``callers`` processes, of
@@ -53,7 +49,7 @@ class RecordBreaker(OfSystem, frozen=True, tag="system.breaker.record"):
     caller: str = ""
 
 
-class ForceBreaker(OfSystem, frozen=True, tag="system.breaker.force"):
+class ForceBreaker(Command, frozen=True, tag="system.breaker.force"):
     """By an operator: hold it open, hold it closed, or reset it: closed, and judging afresh."""
 
     name: str
@@ -62,7 +58,7 @@ class ForceBreaker(OfSystem, frozen=True, tag="system.breaker.force"):
     reason: str
 
 
-class RecordBulkhead(OfSystem, frozen=True, tag="system.bulkhead.record"):
+class RecordBulkhead(Command, frozen=True, tag="system.bulkhead.record"):
     """A bulkhead's permits ran out or are enough again. ``wanted`` is what all callers together would use."""
 
     name: str
@@ -75,7 +71,7 @@ class RecordBulkhead(OfSystem, frozen=True, tag="system.bulkhead.record"):
     cause: str
 
 
-class QuarantineTenant(OfSystem, frozen=True, tag="system.tenant.quarantine"):
+class QuarantineTenant(Command, frozen=True, tag="system.tenant.quarantine"):
     """It crashed its actor ``crashes`` times: it is not activated again before ``until_us``, or until it is released."""
 
     tenant: str
@@ -84,12 +80,12 @@ class QuarantineTenant(OfSystem, frozen=True, tag="system.tenant.quarantine"):
     until_us: int
 
 
-class ReleaseTenant(OfSystem, frozen=True, tag="system.tenant.release"):
+class ReleaseTenant(Command, frozen=True, tag="system.tenant.release"):
     tenant: str
     reason: str
 
 
-class DescribeSystem(OfSystem, Query, frozen=True, tag="system.describe"):
+class DescribeSystem(Query, frozen=True, tag="system.describe"):
     """Breakers and bulkheads as last recorded, and quarantined tenants."""
 
 

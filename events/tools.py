@@ -16,10 +16,6 @@ Nat = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 Digest = Annotated[bytes, msgspec.Meta(max_length=32)]  # SHA-256 of canonical JSON; empty where none is kept
 
 
-class OfTools(Command, frozen=True):
-    """Marks what is about tools: one look tells these commands from all others."""
-
-
 class ToolsFact(Event, frozen=True):
     """Marks what is about tools. A stream per tool, and one for all of them."""
 
@@ -28,13 +24,13 @@ class ToolsFact(Event, frozen=True):
         return "tools"
 
 
-class AllowTools(OfTools, frozen=True, tag="tools.allow"):
+class AllowTools(Command, frozen=True, tag="tools.allow"):
     """These, and no others. A tenant that was allowed none may call none."""
 
     tools: Annotated[tuple[ToolId, ...], msgspec.Meta(max_length=1000)]
 
 
-class RecordToolCall(OfTools, frozen=True, tag="tool.record_call"):
+class RecordToolCall(Command, frozen=True, tag="tool.record_call"):
     """Asked before the effect. ``time_max_us``: how long the call can take; until then nobody else may begin it.
 
     ``repeats_safely``: a second effect under the same idempotency key is none. ``input``: kept, encrypted, where given.
@@ -49,7 +45,7 @@ class RecordToolCall(OfTools, frozen=True, tag="tool.record_call"):
     input: dict[str, Any] | None = None
 
 
-class RecordToolSuccess(OfTools, frozen=True, tag="tool.record_success"):
+class RecordToolSuccess(Command, frozen=True, tag="tool.record_success"):
     call_id: CallId
     tool: ToolId
     latency_us: Nat
@@ -59,7 +55,7 @@ class RecordToolSuccess(OfTools, frozen=True, tag="tool.record_success"):
     output: dict[str, Any] | None = None
 
 
-class RecordToolFailure(OfTools, frozen=True, tag="tool.record_failure"):
+class RecordToolFailure(Command, frozen=True, tag="tool.record_failure"):
     """``refused_by``: the policy that turned the call away, so that the tool was not called at all."""
 
     call_id: CallId
@@ -74,7 +70,7 @@ class RecordToolFailure(OfTools, frozen=True, tag="tool.record_failure"):
     refused_by: str = ""
 
 
-class DescribeTools(OfTools, Query, frozen=True, tag="tools.describe"):
+class DescribeTools(Query, frozen=True, tag="tools.describe"):
     pass
 
 

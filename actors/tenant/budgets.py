@@ -149,6 +149,9 @@ def warnings(after: Tenant, subjects: Iterable[str]) -> list[TenantEvent]:
 
 
 def has_soft(state: Tenant, subjects: Iterable[str]) -> bool:
+    """Whether one of the budgets has a soft limit; nearly always none has, and that is found out at once."""
+    if not state.accounts:
+        return state.account.soft_limit_nano_usd is not None
     return any(
         (account := state.account_of(subject)) and account.soft_limit_nano_usd is not None for subject in subjects
     )

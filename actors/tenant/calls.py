@@ -23,6 +23,7 @@ from events.tenant import (
     CreditCall,
     ReservationExpired,
     ReserveCall,
+    Scope,
     SettleCall,
     TenantEvent,
     check_name,
@@ -34,6 +35,7 @@ _EXPIRY_GRAIN_US = 1_000_000
 _TAGS_MAX, _TAG_NAME_MAX, _TAG_VALUE_MAX = 16, 64, 128
 _TAG_NAMES_KEPT, _TAG_VALUES_KEPT = 32, 200
 OTHER_TAG = "(other)"
+_CALLING: frozenset[Scope] = frozenset(("inference", "runs"))  # scopes of which a call needs one
 
 
 def reserve(state: Tenant, command: ReserveCall, now_us: int) -> list[TenantEvent]:
@@ -42,7 +44,7 @@ def reserve(state: Tenant, command: ReserveCall, now_us: int) -> list[TenantEven
         return []
     if state.is_suspended:
         raise TenantSuspendedError
-    if not scopes_of(state, key) & {"inference", "runs"}:
+    if _CALLING.isdisjoint(scopes_of(state, key)):
         raise ForbiddenError("this needs a key with the scope 'inference'")
     if key.models is not None and command.model not in key.models:
         raise ModelNotAllowedError(command.model, key.models)
@@ -85,7 +87,8 @@ def _check_maxima(command: ReserveCall) -> None:
         raise InvalidCommandError("a reservation needs a cost of 0 or more and a TTL of up to 24 h")
     if min(command.input_tokens_max, command.output_tokens_max) < 0:
         raise InvalidCommandError("tokens can't be negative")
-    tags = command.tags
+    if not (tags := command.tags):
+        return
     if len(tags) > _TAGS_MAX or any(len(k) > _TAG_NAME_MAX or len(v) > _TAG_VALUE_MAX for k, v in tags.items()):
         raise InvalidCommandError(
             f"at most {_TAGS_MAX} tags, with names of up to {_TAG_NAME_MAX} and values of up to {_TAG_VALUE_MAX} characters"
@@ -205,9 +208,10 @@ def reserved_row(state: Tenant, reservation_id: str, now_us: int) -> dict[str, A
         return result
     if held.price is not None:
         result["price"] = [held.price.input_nano_usd, held.price.output_nano_usd, held.price.version]
-    if soft := budgets.soft_reached(state, held.subjects):
+    subjects = held.subjects
+    if budgets.has_soft(state, subjects) and (soft := budgets.soft_reached(state, subjects)):
         result["soft_budgets"] = soft
-    if left := limits.left(state, held.subjects, now_us):
+    if state.limits and (left := limits.left(state, subjects, now_us)):
         result["limits"] = left
     return result
 

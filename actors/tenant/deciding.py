@@ -54,17 +54,17 @@ def decide(state: Tenant, tenant: str, command: TenantCommand, now_us: int) -> l
     Raises:
         Refusal: The command can't be granted; nothing happens.
     """
-    if isinstance(command, CreateTenant):
-        return lifecycle.create(state, tenant, command, now_us)
-    if not state.exists:
+    if not (state.exists or isinstance(command, CreateTenant)):
         raise NotFoundError("tenant", tenant)
-    match command:
+    match command:  # what is asked most often comes first: that a struct is none of a kind takes Python its time to say
         case ReserveCall():
             return calls.reserve(state, command, now_us)
         case SettleCall():
             return calls.settle(state, command)
         case CreditCall():
             return calls.credit(state, command)
+        case CreateTenant():
+            return lifecycle.create(state, tenant, command, now_us)
         case Authenticate():
             keys.authenticate(state, command, now_us)
             return []
