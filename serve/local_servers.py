@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import hiredis
 import msgspec
@@ -103,7 +103,7 @@ def answers_ping(password: str) -> Probe:
     """Ready is what answers PONG. A Valkey takes connections long before that, while it reads its log, and refuses all
     commands until it is done.
     """
-    asked = hiredis.pack_command(("AUTH", password)) + hiredis.pack_command(("PING",))
+    asked = b"".join(hiredis.pack_command(cast("Any", command)) for command in (("AUTH", password), ("PING",)))
 
     def probe(port: int) -> Answer:
         reader = hiredis.Reader()

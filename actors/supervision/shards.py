@@ -10,7 +10,7 @@ from ray.exceptions import RayError
 
 from actors.shard import Limits
 from actors.tenant_actor import TenantActor
-from events.errors import PlatformError
+from events.errors import NotServedError, PlatformError
 from events.process import NAMESPACE, Connect, detached_actor
 from events.slices import slice_of
 from events.store import Placement
@@ -19,12 +19,19 @@ log = logging.getLogger(__name__)
 
 _TENANTS_PER_CALL_MAX = 256
 _CALLS_AT_ONCE = 4  # per actor: tenants that wait for one of these to return share the next
+# A new actor's process is up within some seconds, and activations take less; one that was stopped answers never, and must
+# not keep the calls behind it waiting. Whoever is told so asks again, and finds what was going on still going on.
+ANSWER_TIMEOUT_S = 15.0
 _CLOSE_TIMEOUT_S = 10.0
 
 
 def shard_name(tenant: str, placement: Placement, pool_shards: int) -> str:
     """The actor that serves the tenant: its own, or one of the pool, the same one every time."""
     return f"silo-{tenant}" if placement == "silo" else f"pool-{slice_of(tenant) % pool_shards}"
+
+
+def _silent(tenant: str, name: str) -> NotServedError:
+    return NotServedError(tenant, f"its actor {name} has not answered for {ANSWER_TIMEOUT_S:g} s")
 
 
 class ShardActors:
@@ -49,11 +56,21 @@ class ShardActors:
         return self._handles[name]
 
     async def prepare(self, tenant: str, placement: Placement) -> None:
-        """Start the actor that the tenant belongs to. Raises RayError, PlatformError."""
-        await self._handle(shard_name(tenant, placement, self._pool_shards)).ready.remote()
+        """Start the actor that the tenant belongs to. Raises as ``host``."""
+        name = shard_name(tenant, placement, self._pool_shards)
+        try:
+            await asyncio.wait_for(self._handle(name).ready.remote(), ANSWER_TIMEOUT_S)
+        except TimeoutError as error:
+            raise _silent(tenant, name) from error
 
     async def host(self, tenant: str, placement: Placement) -> None:
-        """Have the tenant served by the actor it belongs to. Raises RayError, PlatformError."""
+        """Have the tenant served by the actor it belongs to.
+
+        Raises:
+            RayError: The actor is being restarted, or could not be started.
+            NotServedError: It does not answer, or says so.
+            PlatformError: What the activation ended with.
+        """
         name = shard_name(tenant, placement, self._pool_shards)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(name, []).append((tenant, future))
@@ -66,7 +83,7 @@ class ShardActors:
 
     async def host_alone(self, tenant: str, placement: Placement) -> None:
         """As ``host``, and no other tenant that is suspected of killing its process is activated there meanwhile: where
-        that happens again, it is clear which of them did it. Raises RayError, PlatformError.
+        that happens again, it is clear which of them did it. Raises as ``host``.
         """
         name = shard_name(tenant, placement, self._pool_shards)
         async with self._alone.setdefault(name, asyncio.Lock()):
@@ -90,8 +107,11 @@ class ShardActors:
 
     async def _outcomes(self, name: str, tenants: Sequence[str]) -> Sequence[Exception | None]:
         try:
-            outcomes: list[PlatformError | None] = await self._handle(name).host.remote(tenants)
+            answer = self._handle(name).host.remote(tenants)
+            outcomes: list[PlatformError | None] = await asyncio.wait_for(answer, ANSWER_TIMEOUT_S)
             return outcomes
+        except TimeoutError:
+            return [_silent(tenant, name) for tenant in tenants]
         except Exception as error:  # noqa: BLE001 - each caller gets it, and knows what to do about which
             return [error] * len(tenants)
 
@@ -105,10 +125,10 @@ class ShardActors:
             return
         try:
             handle: Any = ray.get_actor(name, namespace=NAMESPACE)
-            if await handle.retire.remote() and not self._is_hosting(name):
+            if await asyncio.wait_for(handle.retire.remote(), ANSWER_TIMEOUT_S) and not self._is_hosting(name):
                 ray.kill(handle)  # no restart: the next tenant of that name gets a new one
                 log.info("supervisor.retired shard=%s", name)
-        except (ValueError, RayError) as error:  # ended already, or being restarted
+        except (ValueError, RayError, TimeoutError) as error:  # ended already, being restarted, or stopped
             log.info("supervisor.retire_failed shard=%s: %s", name, error)
         finally:
             self._handles.pop(name, None)
