@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Callable, Sequence
 
 import msgspec
+from aiorwlock import RWLock
 from nats.errors import Error as NatsError
 
 from actors.lanes import Lane
@@ -83,6 +84,7 @@ class TenantLane:
         self.settled = 0  # since the last look at the hand
         self.suspect_through = 0  # up to here, one of them may have ended who was to decide it
         self.alone = 0  # how many were put to it one by one since this relay began
+        self.lost_in_company = False  # since the last one that was answered or counted
         self.attempts: dict[int, int] = {}
 
 
@@ -109,6 +111,7 @@ class Relay:
         self._lanes: dict[str, TenantLane] = {}
         self._in_hand: dict[int, Told] = {}
         self._suspect_through = 0
+        self._suspects = RWLock()  # readers: they are tried at the same time; a writer: it is tried while no other is
         self._puller: Puller | None = None
         self.consumer = ""
 
@@ -303,14 +306,16 @@ class Relay:
             replies = await self._courier.deliver(lane.tenant, [told.data for told in batch])
         except LostError as error:
             lane.suspect_through = max(lane.suspect_through, batch[-1].sequence)
-            if len(batch) == 1:
-                lane.attempts[batch[0].sequence] = 1
             log.warning("relay.unanswered tenant=%s commands=%s: %s", lane.tenant, len(batch), error)
             return
         await self._settle(lane, batch, replies)
 
     async def _serve_alone(self, lane: TenantLane, told: Told) -> None:
-        """One of several that may have ended its tenant's process. Its attempts are counted, on disk and beforehand."""
+        """One of several that may have ended its tenant's process. Its attempts are counted, on disk and beforehand.
+
+        Tenants share a process, so the one that ends it takes innocent commands of others along. The first lost attempt
+        is therefore not held against anybody: from the second on no other suspect is tried at the same time.
+        """
         if not await self._without_concluded(lane, [told]):
             return
         lane.alone += 1
@@ -322,17 +327,26 @@ class Relay:
             told.problem = f"whoever was to decide it ended, or never answered, {before} times"
             lane.attempts[told.sequence] = before
             return
-        await self._outcomes.mark_attempt(lane.tenant, told.command_id, before + 1)
-        lane.attempts[told.sequence] = (
-            before  # not counted yet: it may come to nothing for a reason that is not its own
-        )
-        try:
-            replies = await self._courier.deliver(lane.tenant, [told.data])
-        except LostError as error:
-            await self._store.head(lane.tenant)  # raises where the store is away, which explains all
-            lane.attempts[told.sequence] = before + 1
-            log.warning("relay.attempt_lost tenant=%s command=%s: %s", lane.tenant, told.command_id, error)
-            return
+        is_alone = lane.lost_in_company
+        async with self._suspects.writer if is_alone else self._suspects.reader:
+            await self._outcomes.mark_attempt(lane.tenant, told.command_id, before + 1)
+            # not counted yet: it may come to nothing for a reason that is not its own
+            lane.attempts[told.sequence] = before
+            try:
+                replies = await self._courier.deliver(lane.tenant, [told.data])
+            except LostError as error:
+                await self._store.head(lane.tenant)  # raises where the store is away, which explains all
+                if is_alone:
+                    lane.attempts[told.sequence] = before + 1
+                else:
+                    await self._outcomes.mark_attempt(lane.tenant, told.command_id, before)
+                lane.lost_in_company = not is_alone or lane.attempts[told.sequence] < ATTEMPTS_MAX
+                log.warning(
+                    "relay.attempt_lost tenant=%s command=%s counted=%s: %s",
+                    lane.tenant, told.command_id, is_alone, error,
+                )  # fmt: skip
+                return
+        lane.lost_in_company = False
         await self._outcomes.clear_attempts(lane.tenant, [told.command_id])
         await self._settle(lane, [told], replies)
 

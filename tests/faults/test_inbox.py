@@ -2,16 +2,19 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from actors.relay import ATTEMPTS_MAX
+from events.bus import Bus
 from events.clock import SystemClock
+from events.courier import Courier, LostError
 from events.dead_letters import DeadLetter
-from events.envelope import Envelope, Failed, encode
+from events.envelope import Envelope, Failed, Reply, encode
 from events.errors import NotFoundError
 from events.failpoints import POINTS
 from events.inbox import COMMAND_AGE_MAX_S, tell_subject
@@ -22,6 +25,7 @@ from tests.kit.servers import kill_and_wait
 from tests.kit.telling import budgets_of, create, tell_budget, tell_budgets
 
 _RELAY_POINTS = [point for point in POINTS if point.startswith("relay.")]
+_DECIDING_S = 0.02
 
 
 @pytest.fixture
@@ -149,7 +153,7 @@ async def test_valkey_killed_under_load_is_no_reason_for_a_dead_letter(world: In
 
 @pytest.mark.parametrize(
     ("poison", "cause", "ends"),
-    [(RAISES, "defect", 0), (ENDS_PROCESS, "unanswered", 4), (HANGS, "unanswered", 4)],
+    [(RAISES, "defect", 0), (ENDS_PROCESS, "unanswered", 5), (HANGS, "unanswered", 5)],
 )
 async def test_q4_poison_becomes_one_dead_letter_and_the_queue_moves_on(
     tmp_path: Path, poison: int, cause: str, ends: int
@@ -184,6 +188,48 @@ async def test_q4_poison_becomes_one_dead_letter_and_the_queue_moves_on(
             assert await letters_of(world, "sick") == []
             assert await world.outcomes.find("sick", ["bad"]) == {}
             assert "bad" in await world.store.replies("sick", ["bad"])
+
+
+class CrashingCourier(Courier):
+    """The process of all tenants ends over one command, and takes along all that is being decided in it."""
+
+    def __init__(self, bus: Bus, poison: bytes) -> None:
+        super().__init__(bus)
+        self._poison = poison
+        self._crash: asyncio.Event | None = None
+        self.crashes = 0
+
+    async def deliver(self, tenant: str, envelopes: Sequence[bytes]) -> list[Reply]:
+        crash = self._crash = self._crash or asyncio.Event()
+        if self._poison in envelopes:
+            await asyncio.sleep(_DECIDING_S / 2)  # the others are in the middle of theirs
+            self.crashes += 1
+            self._crash = None
+            crash.set()
+        try:
+            async with asyncio.timeout(_DECIDING_S):
+                await crash.wait()
+        except TimeoutError:
+            return await super().deliver(tenant, envelopes)
+        raise LostError(tenant, "its process ended")
+
+
+async def test_who_only_shared_the_process_of_poison_is_not_buried_with_it(world: InboxWorld) -> None:
+    """However often they come to grief together: an attempt counts only while no other suspect is tried."""
+    await create(world, "sick", *(f"well-{n}" for n in range(5)))
+    await tell_budget(world, "sick", 1, "bad")
+    for tenant in range(5):
+        await tell_budgets(world, f"well-{tenant}", 20)
+    poison = (await world.bus.jetstream().get_msg("TELL", 1)).data
+    assert poison
+    courier = CrashingCourier(world.bus, poison)
+    async with world.relaying(world.relay(courier=courier)):
+        await world.until_empty()
+    assert [letter.command_id for letter in await letters_of(world, "sick")] == ["bad"]
+    assert courier.crashes == ATTEMPTS_MAX + 2  # in a batch, then in company, then alone
+    for tenant in range(5):
+        assert await letters_of(world, f"well-{tenant}") == []
+        assert await budgets_of(world, f"well-{tenant}") == list(range(1, 21))
 
 
 @pytest.mark.parametrize("kind", ["no envelope", "another tenant's", "no command", "a command nobody knows"])

@@ -58,11 +58,18 @@ class InboxWorld:
         self._stack.push_async_callback(bus.close)
         return bus
 
-    def relay(self, slices: range = range(SLICE_COUNT), *, bus: Bus | None = None, patience_s: float = 60.0) -> Relay:
+    def relay(
+        self,
+        slices: range = range(SLICE_COUNT),
+        *,
+        bus: Bus | None = None,
+        patience_s: float = 60.0,
+        courier: Courier | None = None,
+    ) -> Relay:
         bus = bus or self.bus
-        inbox = Inbox(bus, self.queue_max)
+        inbox, courier = Inbox(bus, self.queue_max), courier or Courier(bus, patience_s)
         letters = DeadLetters(inbox, self.outcomes, self.clock)
-        return Relay(slices, inbox, self.store, self.outcomes, letters, Courier(bus, patience_s), self.clock)
+        return Relay(slices, inbox, self.store, self.outcomes, letters, courier, self.clock)
 
     @asynccontextmanager
     async def relaying(self, relay: Relay | None = None) -> AsyncIterator[Relay]:
