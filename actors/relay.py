@@ -35,6 +35,7 @@ from events.outcomes import Outcomes
 from events.pull import BrokenPullError, Delivery, Puller
 from events.slices import is_tenant_id
 from events.store import EventStore
+from events.tasks import end_tasks
 
 log = logging.getLogger(__name__)
 
@@ -181,13 +182,13 @@ class Relay:
             for task in done:
                 task.result()
         finally:
-            await _cancelled(*tasks)
+            await end_tasks(*tasks)
 
     async def _reset(self) -> None:
         """Forget all that is in hand: the next consumer brings it again, from the first on."""
         lanes, self._lanes = list(self._lanes.values()), {}
         self._in_hand.clear()
-        await _cancelled(*(task for lane in lanes for task in (lane.task, lane.concluding) if task is not None))
+        await end_tasks(*(task for lane in lanes for task in (lane.task, lane.concluding) if task is not None))
 
     async def _keep_in_hand(self) -> None:
         """The broker would give what takes longer than its patience to somebody else."""
@@ -489,13 +490,3 @@ def _batch(run: Sequence[Told]) -> Sequence[Told]:
             break
         count += 1
     return run[:count]
-
-
-async def _cancelled(*tasks: asyncio.Task[None]) -> None:
-    """Returns when they are over. Once is not enough: Python 3.11's ``wait_for`` swallows a cancellation that arrives
-    together with the result it waits for.
-    """
-    while undone := [task for task in tasks if not task.done()]:
-        for task in undone:
-            task.cancel()
-        await asyncio.wait(undone, timeout=0.1)

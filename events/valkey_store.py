@@ -59,6 +59,7 @@ from events.store import (
     TenantStatus,
     check_caps,
 )
+from events.tasks import cancellable
 from events.valkey_link import Address, Command, Link
 
 LIBRARY = "tenantry_v2"
@@ -438,9 +439,10 @@ class ValkeyEventStore:
         if self._is_cluster:
             return await self._tail_cluster(cursors, block_ms)
         keys = [f"{slice_tag(number)}:appends" for number in cursors]
-        answer = await self._call(
+        call = self._call(
             "", "XREAD", "COUNT", TAIL_POINTERS_MAX, "BLOCK", block_ms, "STREAMS", *keys, *cursors.values()
         )
+        answer = await cancellable(call)
         return dict(_pointers(key, rows) for key, rows in answer or [])
 
     async def _tail_cluster(self, cursors: dict[int, str], block_ms: int) -> dict[int, list[Pointer]]:

@@ -30,6 +30,7 @@ from events.bus import ACTIVATE, Bus
 from events.failpoints import POINTS
 from events.keys import Keys
 from events.store import EventStore
+from events.tasks import end_tasks
 from events.tenant import DescribeTenant
 from events.valkey_store import ValkeyEventStore, connect
 from projections.runner import ReadModels, decoded
@@ -53,7 +54,6 @@ from tests.kit.history import (
     write_history,
 )
 from tests.kit.servers import Servers, open_vault, running_servers
-from tests.kit.tasks import cancel
 
 Action = Literal["crash", "pause"]
 TENANTS, CLIENTS_EACH = 3, 2
@@ -190,7 +190,7 @@ async def run_one(schedule: Schedule, servers: Servers, directory: Path) -> Verd
         await store.open()
         stack.push_async_callback(store.close)
         watching = asyncio.create_task(_watch(run, store))
-        stack.push_async_callback(cancel, watching)
+        stack.push_async_callback(end_tasks, watching)
         invalid = await _drive(run, bus)
         await _gather(run, store)
     path = directory / "history.jsonl"
@@ -226,7 +226,7 @@ async def _drive(run: Run, bus: Bus) -> str:
                 worker.print_tasks()
             return f"not done within {_TIMEOUT_S:g} s; {run.operations_done} operations, fired: {run.has_fired}"
         finally:
-            await cancel(nemesis)
+            await end_tasks(nemesis)
     finally:
         await asyncio.gather(*(worker.stop() for worker in workers))
     return ""

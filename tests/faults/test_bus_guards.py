@@ -15,9 +15,9 @@ from nats.js.errors import TooManyStalledMsgsError
 
 from events.bus import Bus
 from events.errors import BusUnavailableError
+from events.tasks import end_tasks
 from tests.kit.fault_proxy import FaultProxy
 from tests.kit.servers import PASSWORD, USER, Servers
-from tests.kit.tasks import cancel
 
 ROOT = Path(__file__).parents[2]
 NOTICED_WITHIN_S = 15.0
@@ -210,7 +210,7 @@ async def test_trap_cancelling_once_may_cancel_nothing(servers: Servers) -> None
     task.cancel()
     assert await task == "went on"
     task = asyncio.create_task(wait(asyncio.get_running_loop().create_future()))
-    await cancel(task)
+    await end_tasks(task)
     assert task.cancelled()
 
 

@@ -16,12 +16,12 @@ from redis.exceptions import ResponseError
 
 from events.errors import ChainBrokenError, PlatformError, StoreUnavailableError, WrongExpectedPositionError
 from events.store import Appended, Known
+from events.tasks import end_tasks
 from events.valkey_store import ValkeyEventStore, connect, execute
 from events.verify import verify
 from tests.kit.factories import append_request
 from tests.kit.fault_proxy import FaultProxy
 from tests.kit.servers import PASSWORD, Servers
-from tests.kit.tasks import cancel
 
 CANCELS = int(os.environ.get("TENANTRY_CANCELS", "250"))  # 100000 takes most of an hour
 
@@ -189,7 +189,7 @@ async def test_cancelled_appends_leave_neither_a_gap_nor_a_foreign_outcome(serve
             request = append_request(tenant, epoch=epochs[tenant], position=position, previous=previous)
             task = asyncio.create_task(store.append(request))
             await asyncio.sleep(dice.random() * 0.003)  # somewhere into the round trip
-            await cancel(task)
+            await end_tasks(task)
             cancelled += task.cancelled()
 
     shaking = [asyncio.create_task(shake(tenant)) for tenant in shaky]

@@ -27,13 +27,13 @@ from events.errors import PlatformError
 from events.process import end_process
 from events.slices import SLICE_COUNT
 from events.store import EventStore, Head
+from events.tasks import end_tasks
 from events.valkey_store import ValkeyEventStore, connect
 from projections.runner import Runner
 from projections.usage import UsageProjection
 from tests.faults import planted
 from tests.kit.history import Claimed
 from tests.kit.servers import open_vault
-from tests.kit.tasks import cancel
 
 READS_DB = 3
 _SNAPSHOT_EVERY_EVENTS = 6
@@ -188,7 +188,7 @@ async def _serve_shard(plan: Plan, ready: Connection) -> None:
     passivating = asyncio.create_task(_passivate(shard, random.Random(plan.seed), plan.passivates))
     ready.send(True)
     await ended.wait()
-    await cancel(passivating)
+    await end_tasks(passivating)
     await shard.close()
     await bus.close()
     await vault.close()
@@ -214,7 +214,7 @@ async def _serve_projections(plan: Plan, ready: Connection) -> None:
     running = asyncio.create_task(Runner(store, models, bus, [UsageProjection()], range(SLICE_COUNT)).run())
     ready.send(True)
     await ended.wait()
-    await cancel(running)
+    await end_tasks(running)
     await bus.close()
     await models.close()
     await vault.close()

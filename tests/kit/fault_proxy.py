@@ -8,8 +8,8 @@ import struct
 from collections.abc import Awaitable
 from typing import Self
 
+from events.tasks import end_tasks
 from serve.local_servers import LOOPBACK
-from tests.kit.tasks import cancel
 
 _CHUNK_BYTES = 64 * 1024
 
@@ -82,7 +82,7 @@ class FaultProxy:
         await self.stop_listening()
         self.reset_all()
         for task in list(self._tasks):
-            await cancel(task)
+            await end_tasks(task)
 
     async def listen(self) -> None:
         """On the same port as before, where it has listened before."""
