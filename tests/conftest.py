@@ -10,6 +10,9 @@ from events.valkey_store import ValkeyEventStore, connect
 from events.valkey_vault import ValkeyVault
 from tests.kit.servers import MASTER_KEY, Servers, running_servers
 
+# the contract suites are modules of their own, which pytest does not take for tests
+pytest.register_assert_rewrite("tests.contract")
+
 settings.register_profile(
     "tenantry", deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )  # a busy machine is no defect of the code

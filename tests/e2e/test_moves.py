@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from events.ask import Asker
@@ -19,16 +18,6 @@ from serve.local_servers import LocalServer, free_port, valkey_spec
 from tests.kit.platform import UpProcess, running_platform
 
 CALLERS = 8
-
-
-def tenant_actors(platform: UpProcess) -> int:
-    count = 0
-    for process in platform.descendants():
-        try:
-            count += "ray::TenantActor" in " ".join(process.cmdline())
-        except (psutil.NoSuchProcess, psutil.ZombieProcess):
-            continue
-    return count
 
 
 async def until(holds: Callable[[], bool], timeout_s: float = 60.0) -> None:
@@ -56,11 +45,11 @@ async def move_under_load(platform: UpProcess, tenant: str) -> int:
     asker, stop = Asker(bus), asyncio.Event()
     callers = [asyncio.create_task(load(asker, tenant, number, stop)) for number in range(CALLERS)]
     with platform.admin() as admin:
-        pooled = await asyncio.to_thread(tenant_actors, platform)
+        pooled = len(await asyncio.to_thread(platform.pids_of, "ray::TenantActor"))
         for plan, actors in (("pro", pooled + 1), ("free", pooled)):
             changed = await asyncio.to_thread(admin.put, f"/tenants/{tenant}/plan", json={"plan": plan})
             assert changed.status_code == 200, changed.text
-            await until(lambda actors=actors: tenant_actors(platform) == actors)  # type: ignore[misc]
+            await until(lambda actors=actors: len(platform.pids_of("ray::TenantActor")) == actors)  # type: ignore[misc]
     stop.set()
     answered = [position for positions in await asyncio.gather(*callers) for position in positions]
     assert len(answered) == len(set(answered))

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
 from actors.supervision.quarantine import CRASHES_MAX
@@ -50,17 +49,6 @@ def tenantry(platform: UpProcess, *arguments: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
-
-
-def pids(platform: UpProcess, title: str) -> list[int]:
-    found = []
-    for process in platform.descendants():
-        try:
-            if title in " ".join(process.cmdline()):
-                found.append(process.pid)
-        except (psutil.NoSuchProcess, psutil.ZombieProcess):
-            continue
-    return found
 
 
 def named_actors(platform: UpProcess, *start: str) -> list[str]:
@@ -174,8 +162,8 @@ def kill_supervisors(platform: UpProcess, admin: httpx.Client) -> None:
     admin.get("/tenants/silo").raise_for_status()
     name, reason = "model/books", ["--reason", "test"]
     tenantry(platform, "breaker", "open", name, *reason)
-    (root,) = pids(platform, "ray::RootSupervisor")
-    (shared,) = pids(platform, "ray::SharedSupervisorsActor")
+    (root,) = platform.pids_of("ray::RootSupervisor")
+    (shared,) = platform.pids_of("ray::SharedSupervisorsActor")
     before = named_actors(platform, ORPHAN)  # such as a supervisor leaves behind that dies in the middle of a move
     assert ORPHAN in before
     with writing(platform, "other") as pooled, writing(platform, "silo") as alone:
@@ -189,19 +177,19 @@ def kill_supervisors(platform: UpProcess, admin: httpx.Client) -> None:
         done = pooled.done, alone.done
         until(lambda: pooled.done > done[0] + 3 and alone.done > done[1] + 3, "both go on")
     assert pooled.failed == alone.failed == 0, "who is active does not notice"
-    until(lambda: len(pids(platform, "ray::RootSupervisor")) == 1, "there is one root supervisor")
-    assert pids(platform, "ray::RootSupervisor") != [root]
+    until(lambda: len(platform.pids_of("ray::RootSupervisor")) == 1, "there is one root supervisor")
+    assert platform.pids_of("ray::RootSupervisor") != [root]
 
     def remembered() -> bool:
         rows = admin.get("/breakers").json()
         return any(row["name"] == name and row["state"] == "forced_open" and row["live"] for row in rows)
 
     until(remembered, "the breakers' supervisor knows what was forced")
-    assert pids(platform, "ray::SharedSupervisorsActor") != [shared]
+    assert platform.pids_of("ray::SharedSupervisorsActor") != [shared]
     until(lambda: ORPHAN not in named_actors(platform), "the janitor has ended the actor that nobody wants")
     after = named_actors(platform)
     assert after == sorted({*before, "silo-late"} - {ORPHAN}), "those that were there, each once"
     actors = len(tenant_actors(after))
-    until(lambda: len(pids(platform, "ray::TenantActor")) == actors, "a process for each and none besides")
+    until(lambda: len(platform.pids_of("ray::TenantActor")) == actors, "a process for each and none besides")
     for tenant in ("other", "silo", "late", POISON):
         assert admin.get(f"/tenants/{tenant}/verify").status_code == 200

@@ -83,7 +83,7 @@ async def test_a_stopped_owner_that_was_overtaken_lets_go_within_5_s_of_waking_u
         await worker.wait_ready()
         await client.set_up()
         os.kill(worker.pid, signal.SIGSTOP)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not worker.is_stopped:  # noqa: ASYNC110 - another process's state
                 await asyncio.sleep(0.01)
         newer = await valkey_store.claim(tenant)
@@ -153,7 +153,7 @@ async def test_an_idle_shard_keeps_what_is_its_own(
     await shard.host(tenant)
     activation = shard._active[tenant].activation
     before = activation._owned_at
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while activation._owned_at == before:  # noqa: ASYNC110 - it does not tell
             await asyncio.sleep(0.02)
     assert shard.tenants == [tenant]

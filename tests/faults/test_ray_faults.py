@@ -6,7 +6,6 @@ import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 
-import psutil
 import pytest
 
 from events.ask import Asker
@@ -47,24 +46,13 @@ async def store(platform: UpProcess) -> AsyncIterator[ValkeyEventStore]:
     await opened.close()
 
 
-def tenant_actors(platform: UpProcess) -> set[int]:
-    found = set()
-    for process in platform.descendants():
-        try:
-            if "ray::TenantActor" in " ".join(process.cmdline()):
-                found.add(process.pid)
-        except (psutil.NoSuchProcess, psutil.ZombieProcess):
-            continue
-    return found
-
-
 def actor_of_new_tenant(platform: UpProcess, tenant: str) -> int:
     """A tenant with an actor of its own; returns that actor's process id."""
-    before = tenant_actors(platform)
+    before = set(platform.pids_of("ray::TenantActor"))
     with platform.admin() as admin:
         assert admin.post("/tenants", json={"id": tenant, "name": "Test", "plan": "pro"}).status_code == 201
         ends = time.monotonic() + 60
-        while not (new := tenant_actors(platform) - before):
+        while not (new := set(platform.pids_of("ray::TenantActor")) - before):
             assert time.monotonic() < ends
             admin.get(f"/tenants/{tenant}")  # whoever asks for it has it activated there
     (pid,) = new
@@ -149,7 +137,7 @@ async def test_a_tenant_actor_killed_under_load_loses_and_doubles_nothing(
     while len(recorder.lines) < 100:
         assert time.monotonic() < ends
         await asyncio.sleep(0.01)
-    for pid in await asyncio.to_thread(tenant_actors, platform):
+    for pid in await asyncio.to_thread(platform.pids_of, "ray::TenantActor"):
         os.kill(pid, signal.SIGKILL)
     done, killed = len(recorder.lines), True
     await asyncio.gather(*running)

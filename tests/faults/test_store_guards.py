@@ -107,7 +107,7 @@ async def test_stray_bytes_are_never_taken_for_an_answer(proxy: FaultProxy) -> N
 async def arrived(client: Redis) -> None:
     """Returns when the client's idle connection has something to read."""
     (connection,) = cast("Any", client.connection_pool)._available_connections
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not await connection.can_read():  # noqa: ASYNC110 - nothing tells of bytes that nobody waits for
             await asyncio.sleep(0.01)
 

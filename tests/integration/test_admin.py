@@ -12,7 +12,7 @@ async def test_admin_needs_the_admin_key(world: World) -> None:
     paths = (await world.admin.get(f"{world.base_url}/openapi.json")).json()["paths"]
     admin_calls = [(path, method) for path, item in paths.items() if path.startswith("/admin/") for method in item]
     assert len(admin_calls) >= 11
-    async with httpx.AsyncClient(base_url=world.base_url) as http:
+    async with httpx.AsyncClient(base_url=world.base_url, timeout=60) as http:
         for path, method in admin_calls:
             url = path.replace("{tenant}", world.tenant).replace("{key_id}", world.key_id)
             for headers in ({}, {"authorization": f"Bearer {world.key}"}, {"authorization": "Basic x"}):

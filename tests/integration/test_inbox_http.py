@@ -103,7 +103,7 @@ async def test_what_cannot_be_queued_is_said_at_once(world: World, relay: RelayS
         assert message in refused.json()["error"]["message"]
     assert (await world.admin.post("/tenants/nobody-here/commands", json=BUDGET)).status_code == 404
     assert (await world.admin.get(f"{url}/never-told")).status_code == 404
-    async with httpx.AsyncClient(base_url=world.admin.base_url) as stranger:
+    async with httpx.AsyncClient(base_url=world.admin.base_url, timeout=60) as stranger:
         assert (await stranger.post(url, json=BUDGET)).status_code == 401
 
 

@@ -44,7 +44,7 @@ async def raw(door: Listener) -> AsyncIterator[tuple[asyncio.StreamReader, async
 
 
 async def test_it_serves_the_application() -> None:
-    async with listening(hello) as door, httpx.AsyncClient() as client:
+    async with listening(hello) as door, httpx.AsyncClient(timeout=60) as client:
         for body in (b"one", b"two"):
             assert (await client.post(door.url, content=body)).content == body
 
@@ -96,7 +96,7 @@ async def test_more_requests_than_it_holds_are_told_so_at_once() -> None:
         await go_on.wait()
         await hello(scope, receive, send)
 
-    async with listening(slow, requests_max=2) as door, httpx.AsyncClient() as client:
+    async with listening(slow, requests_max=2) as door, httpx.AsyncClient(timeout=60) as client:
         waiting = [asyncio.create_task(client.post(door.url, content=b"x")) for _ in range(2)]
         await both_arrived.wait()
         refused = await client.post(door.url, content=b"y")
@@ -117,7 +117,7 @@ async def test_closing_finishes_what_runs() -> None:
 
     door = Listener(slow, host="127.0.0.1", ports=range(0), requests_max=10)
     await door.start()
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(timeout=60) as client:
         answer = asyncio.create_task(client.post(door.url, content=b"last"))
         await arrived.wait()
         closing = asyncio.create_task(door.close())

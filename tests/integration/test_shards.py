@@ -41,7 +41,7 @@ async def hosting(store: ValkeyEventStore, bus: Bus, limits: Limits) -> AsyncIte
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not holds():  # noqa: ASYNC110 - nothing tells when a tenant has come or gone
             await asyncio.sleep(0.01)
 

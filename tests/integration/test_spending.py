@@ -140,7 +140,7 @@ async def test_spend_is_reported_by_key_user_model_and_tag(world: World) -> None
         "model": {"m-ok": 3},
         "tag": {"team=search": 1, "team=ads": 1, "run=7": 1},
     }
-    async with httpx.AsyncClient(headers={"authorization": f"Bearer {world.key}"}) as http:
+    async with httpx.AsyncClient(headers={"authorization": f"Bearer {world.key}"}, timeout=60) as http:
         for by, calls in wanted.items():
             rows = (await world.admin.get(f"/tenants/{world.tenant}/spend", params={"by": by})).json()["data"]
             assert {row["name"]: row["requests"] for row in rows} == calls

@@ -53,7 +53,7 @@ class World:
         return AsyncOpenAI(base_url=f"{self.base_url}/v1", api_key=key or self.key, max_retries=0, **options)
 
     async def usage(self, **query: Any) -> dict[str, Any]:
-        async with httpx.AsyncClient(headers={"authorization": f"Bearer {self.key}"}) as http:
+        async with httpx.AsyncClient(headers={"authorization": f"Bearer {self.key}"}, timeout=60) as http:
             response = await http.get(f"{self.base_url}/v1/usage", params=query)
         assert response.status_code == 200, response.text
         used: dict[str, Any] = response.json()
@@ -66,7 +66,7 @@ class World:
     async def settled(self) -> dict[str, Any]:
         """The data of the first settled call, as soon as it is in the log."""
         url, query = f"/tenants/{self.tenant}/events", {"follow": True}
-        async with asyncio.timeout(10), self.admin.stream("GET", url, params=query) as stream:
+        async with asyncio.timeout(60), self.admin.stream("GET", url, params=query) as stream:
             async for line in stream.aiter_lines():
                 event = json.loads(line[6:]) if line.startswith("data: ") else {}
                 if event.get("type") == "call.settled.v1":

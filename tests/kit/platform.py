@@ -39,8 +39,8 @@ class UpProcess:
     def descendants(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
 
-    def pid_of(self, name: str) -> int:
-        """The one process of this instance whose command line or title has ``name`` in it."""
+    def pids_of(self, name: str) -> list[int]:
+        """This instance's processes whose command line or title has ``name`` in it."""
         found = []
         for process in self.descendants():
             try:
@@ -48,6 +48,11 @@ class UpProcess:
                     found.append(process.pid)
             except (psutil.NoSuchProcess, psutil.ZombieProcess):
                 continue
+        return found
+
+    def pid_of(self, name: str) -> int:
+        """The only one."""
+        found = self.pids_of(name)
         assert len(found) == 1, (name, found)
         return found[0]
 
