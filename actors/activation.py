@@ -183,6 +183,11 @@ class Activation:
         return self._used_at
 
     @property
+    def mailbox_depth(self) -> int:
+        """Commands that wait for a turn."""
+        return len(self._mailbox)
+
+    @property
     def has_ended(self) -> bool:
         return self._ended
 

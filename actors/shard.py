@@ -16,6 +16,7 @@ from actors.heartbeat import Heartbeat
 from events.bus import (
     ACTIVATE,
     CRASHED,
+    LOAD,
     PREPARE,
     VACANT,
     Bus,
@@ -48,6 +49,15 @@ class Limits(msgspec.Struct, frozen=True):
 
     idle_after_s: float = 600.0
     active_max: int = 20_000
+
+
+class Load(msgspec.Struct, frozen=True, array_like=True):
+    """What a shard has to do at a moment. ``waiting`` commands lie in all its mailboxes, ``deepest`` in one of them."""
+
+    serves: Placement
+    tenants: int
+    waiting: int
+    deepest: int
 
 
 class Hosted(msgspec.Struct, frozen=True):
@@ -91,6 +101,21 @@ class Shard:
     @property
     def tenants(self) -> list[str]:
         return sorted(self._active)
+
+    @property
+    def load(self) -> Load:
+        depths = [hosted.activation.mailbox_depth for hosted in self._active.values()]
+        return Load(self._serves, len(depths), sum(depths), max(depths, default=0))
+
+    async def tell_load(self) -> None:
+        """Answer whoever asks all shards for their load (``events.bus.LOAD``)."""
+        await self._bus.subscribe(LOAD, lambda _data, reply_to: self._send_load(reply_to))
+
+    def _send_load(self, reply_to: str) -> None:
+        try:
+            self._bus.publish(reply_to, encode(self.load))
+        except PlatformError as error:  # a figure: the next question gets the next one
+            log.debug("shard.load_untold shard=%s: %s", self.name, error)
 
     @property
     def is_vacant(self) -> bool:

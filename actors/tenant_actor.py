@@ -33,7 +33,7 @@ class TenantActor:
         connections = await self._connect(f"shard-{self._name}")
         queue = WorkQueue(connections.bus)
         await queue.prepare()
-        return Shard(
+        shard = Shard(
             self._name,
             self._serves,
             connections.store,
@@ -43,6 +43,8 @@ class TenantActor:
             self._limits,
             Dispatcher(queue),
         )
+        await shard.tell_load()
+        return shard
 
     async def ready(self) -> None:
         """Returns when it could host: its process runs and is connected."""

@@ -26,6 +26,7 @@ PREPARE = "supervisor.prepare"
 CRASHED = "supervisor.crashed"
 RELEASED = "supervisor.released"
 VACANT = "supervisor.vacant"
+LOAD = "shards.load"  # to all that host tenants: what have you to do at the moment
 KEYS_REVOKED = "keys.revoked"
 # Deaf or half-open is noticed within 2 x (2 + 5) s, and a server that is merely slow is not taken for that.
 WATCHDOG_PERIOD_S, _WATCHDOG_ANSWER_S = 2.0, 5
@@ -139,6 +140,34 @@ class Bus:
             self._client.post(subject, data)
         except (NatsError, OSError) as error:
             raise BusUnavailableError(f"{type(error).__name__}: {error}") from error
+
+    async def gather(self, subject: str, silence_s: float, timeout_s: float) -> list[bytes]:
+        """What all answer that listen there: it ends when nobody has answered for ``silence_s``, or at the time-out.
+
+        Raises:
+            BusUnavailableError: It could not be asked.
+        """
+        answers: list[bytes] = []
+        came = asyncio.Event()
+
+        def take(data: bytes, _reply_to: str) -> None:
+            answers.append(data)
+            came.set()
+
+        inbox = self._client.new_inbox()
+        subscription = await self.subscribe(inbox, take)
+        try:
+            self._client.post(subject, b"", inbox)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    while True:
+                        await asyncio.wait_for(came.wait(), silence_s)
+                        came.clear()
+        except (NatsError, OSError) as error:
+            raise BusUnavailableError(f"{type(error).__name__}: {error}") from error
+        finally:
+            await unsubscribe(subscription)
+        return [answer for answer in answers if answer]  # "nobody listens" is an empty one
 
     async def subscribe(self, subject: str, handler: Handler) -> Subscription:
         """Call ``handler`` for every message, in order of arrival. It must not block; what it raises is logged."""

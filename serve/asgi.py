@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from serve.http_errors import HttpError, error_body, error_headers
+from serve.observe.request import note_error
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -89,6 +90,7 @@ class Responder:
 
     async def error(self, error: HttpError) -> None:
         """The error as a response, or as the last event of a stream that has begun."""
+        note_error(error.code)
         if self.has_started:
             await self.event(error_body(error))
             await self.body(b"", more=False)

@@ -76,12 +76,20 @@ class Authenticator:
     """
 
     def __init__(
-        self, asker: Asker, tenants: KnownTenants, pepper: str, admin_key: str, clock: Clock | None = None
+        self,
+        asker: Asker,
+        tenants: KnownTenants,
+        pepper: str,
+        admin_key: str,
+        clock: Clock | None = None,
+        *,
+        metrics_key: str = "",
     ) -> None:
         self._asker, self._tenants, self._pepper = asker, tenants, pepper
         self._clock = clock or SystemClock()
         self._bus: Bus | None = None
-        self._admin_digest = hmac.digest(pepper.encode(), admin_key.encode(), "sha256")
+        self._admin_digest = self._digest(admin_key)
+        self._metrics_digest = self._digest(metrics_key) if metrics_key else self._admin_digest
         # keyed by the hash of the whole key: a cache keyed by a part of it would mix up keys that share the part
         self._known: OrderedDict[bytes, tuple[float, Principal]] = OrderedDict()
         self._revocations = 0
@@ -98,8 +106,13 @@ class Authenticator:
                 del self._known[digest]
 
     def is_admin(self, token: str) -> bool:
-        given = hmac.digest(self._pepper.encode(), token.encode(errors="replace"), "sha256")
-        return hmac.compare_digest(given, self._admin_digest)
+        return hmac.compare_digest(self._digest(token), self._admin_digest)
+
+    def may_read_metrics(self, token: str) -> bool:
+        return self.is_admin(token) or hmac.compare_digest(self._digest(token), self._metrics_digest)
+
+    def _digest(self, token: str) -> bytes:
+        return hmac.digest(self._pepper.encode(), token.encode(errors="replace"), "sha256")
 
     async def authenticate(self, header: str | None, scope: Scope) -> Principal:
         """

@@ -4,7 +4,7 @@ after it, whether it ends, fails or is left. Where this process dies in between,
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -46,11 +46,20 @@ class Booking(msgspec.Struct):
         return self.model.price.cost_nano_usd(self.input_tokens_max, self.output_tokens_max)
 
 
+OnBooked = Callable[[str, Tokens, int, Outcome], None]  # model, tokens, nano-USD, outcome
+
+
+def unnoticed(_model: str, _tokens: Tokens, _cost_nano_usd: int, _outcome: Outcome) -> None:
+    """For who counts nothing."""
+
+
 class Bookings:
     """Safe for concurrent use. ``drain`` before the end: it waits for bookings under way."""
 
-    def __init__(self, asker: Asker, models: Iterable[Model], call_timeout_s: float) -> None:
-        self._asker = asker
+    def __init__(
+        self, asker: Asker, models: Iterable[Model], call_timeout_s: float, on_booked: OnBooked = unnoticed
+    ) -> None:
+        self._asker, self._on_booked = asker, on_booked
         self._ttl_us = int((call_timeout_s + _TTL_MARGIN_S) * 1e6)
         self._list_prices = list_prices(models)
         self._settling: set[asyncio.Task[Ok | None]] = set()
@@ -111,13 +120,15 @@ class Bookings:
         gives_up_at = asyncio.get_running_loop().time() + self._ttl_us / 1e6
         while asyncio.get_running_loop().time() < gives_up_at:
             try:
-                return await self._asker.ask(
+                booked = await self._asker.ask(
                     booking.tenant,
                     command,
                     actor=booking.actor,
                     command_id=command_id,
                     correlation_id=booking.correlation_id,
                 )
+                self._on_booked(booking.model.name, tokens, cost, outcome)
+                return booked
             except CommandRefusedError as refusal:
                 if refusal.retry_after_s is None:
                     level = logging.INFO if tokens is NOTHING else logging.ERROR

@@ -25,7 +25,7 @@ from events.tenant import Outcome
 from serve.allowance import told_headers
 from serve.asgi import ClientLeftError, Receive, Responder, Scope, Send, header, read_body, run_unless_client_leaves
 from serve.auth import Authenticator, Principal
-from serve.booking import NOTHING, Booking, Bookings, used_when_failed, used_when_left
+from serve.booking import NOTHING, Booking, Bookings, OnBooked, unnoticed, used_when_failed, used_when_left
 from serve.chat_request import Call, parse_chat
 from serve.http_errors import HttpError, as_http_error, unexpected_error
 from serve.settings import Model
@@ -68,13 +68,14 @@ class ChatEndpoint:
         call_timeout_s: float,
         body_bytes_max: int,
         resilience: Resilience | None = None,
+        on_booked: OnBooked = unnoticed,
     ) -> None:
         self._resilience = resilience
         self._models, self._authenticator, self._asker = models, authenticator, asker
         self._model_client = model_client
         self._call_timeout_s = call_timeout_s
         self._body_bytes_max = body_bytes_max
-        self._bookings = Bookings(asker, models.values(), call_timeout_s)
+        self._bookings = Bookings(asker, models.values(), call_timeout_s, on_booked)
         self._shed = Shed()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 
 import msgspec
@@ -58,9 +59,15 @@ class Doors:
 class OwnDoor:
     """A replica's own listener, and its place in the list, for as long as the replica lives."""
 
-    def __init__(self, app: App, doors: Doors, settings: Settings, requests_max: int) -> None:
+    def __init__(
+        self, app: App, doors: Doors, settings: Settings, requests_max: int, on_refused: Callable[[str], None]
+    ) -> None:
         self._listener = Listener(
-            app, host=settings.gateway_host, ports=settings.gateway_port_range, requests_max=requests_max
+            app,
+            host=settings.gateway_host,
+            ports=settings.gateway_port_range,
+            requests_max=requests_max,
+            on_refused=on_refused,
         )
         self._doors, self._replica = doors, uuid.uuid4().hex
         self._beating: asyncio.Task[None] | None = None

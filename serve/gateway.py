@@ -5,15 +5,14 @@ import contextlib
 from importlib.metadata import version
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request
+from fastapi import FastAPI, Header, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
 from actors.tools.model import ModelClient
 from actors.tools.registry import Registry, shared_pipelines
 from actors.tools.runner import Tools
-from events.ask import Asker
 from events.clock import SystemClock
 from events.dead_letters import DeadLetters
 from events.errors import KeyRefusedError, PlatformError
@@ -27,6 +26,10 @@ from serve.auth import Authenticator, KnownTenants, bearer
 from serve.chat import ChatEndpoint
 from serve.doors import OwnDoor
 from serve.http_errors import HttpError, as_http_error, error_body, error_headers, unexpected_error
+from serve.observe.asker import MeasuredAsker
+from serve.observe.metrics import Metrics, shard_loads
+from serve.observe.request import Watched, current, note_error
+from serve.observe.upstreams import UpstreamObserver
 from serve.own import own_commands, own_reads, own_runs
 from serve.own.routes import Reader
 from serve.services import Services
@@ -38,6 +41,7 @@ ADMIN_PREFIX = "/admin/"
 
 
 def _error_response(error: HttpError) -> Response:
+    note_error(error.code)
     return Response(
         error_body(error), status_code=error.status, headers=error_headers(error), media_type="application/json"
     )
@@ -106,6 +110,20 @@ def build_app(body_bytes_max: int) -> FastAPI:
         """What the calling tenant has used: everything acknowledged before this request, or up to `min_position`."""
         return await usage_of(services, caller.tenant, min_position)
 
+    @app.get("/metrics", tags=["health"], response_class=PlainTextResponse)
+    async def metrics(
+        services: Svc,
+        authorization: Annotated[str | None, Header()] = None,
+        accept: Annotated[str, Header()] = "",
+    ) -> Response:
+        """Prometheus metrics of this replica, for the admin key or the metrics key. With several replicas, scrape each at
+        its own door: through Serve each answer is some replica's.
+        """
+        if not services.authenticator.may_read_metrics(bearer(authorization)):
+            raise KeyRefusedError
+        page, media_type = services.metrics.page(accept, await shard_loads(services.bus))
+        return Response(page, media_type=media_type)
+
     @app.get("/healthz", tags=["health"])
     async def healthz() -> dict[str, str]:
         """This process runs."""
@@ -131,6 +149,7 @@ class Gateway:
 
     def __init__(self) -> None:
         self._opening: asyncio.Task[tuple[FastAPI, ChatEndpoint]] | None = None
+        self._metrics = Metrics()
         self._door: OwnDoor | None = None
 
     async def ready(self) -> tuple[FastAPI, ChatEndpoint]:
@@ -143,11 +162,13 @@ class Gateway:
         settings = Settings.from_environment()
         store = await bootstrap.open_store(settings)
         bus = await bootstrap.open_bus(settings, "gateway")
-        asker = Asker(bus)
+        asker = MeasuredAsker(bus, self._metrics)
         tenants = KnownTenants(store)
-        authenticator = Authenticator(asker, tenants, settings.pepper, settings.admin_key)
+        authenticator = Authenticator(
+            asker, tenants, settings.pepper, settings.admin_key, metrics_key=settings.metrics_key
+        )
         await authenticator.follow_revocations(bus)
-        model_client = ModelClient(settings.call_timeout_s)
+        model_client = ModelClient(settings.call_timeout_s, UpstreamObserver(self._metrics))
         vault = await bootstrap.open_vault(settings)
         keys = bootstrap.keys_of(settings, vault)
         models = await bootstrap.open_read_models(settings, keys)
@@ -157,6 +178,7 @@ class Gateway:
         app = build_app(settings.body_bytes_max)
         inbox, outcomes = Inbox(bus, settings.tell_queue_max), bootstrap.open_outcomes(settings)
         app.state.resilience = resilience
+        self._metrics.watch(resilience)
         app.state.services = Services(
             settings,
             store,
@@ -174,6 +196,7 @@ class Gateway:
             Teller(inbox),
             outcomes,
             DeadLetters(inbox, outcomes, SystemClock()),
+            self._metrics,
         )
         chat = ChatEndpoint(
             {model.name: model for model in settings.models.models},
@@ -183,6 +206,7 @@ class Gateway:
             call_timeout_s=settings.call_timeout_s,
             body_bytes_max=settings.body_bytes_max,
             resilience=resilience,
+            on_booked=self._metrics.booked,
         )
         return app, chat
 
@@ -195,7 +219,7 @@ class Gateway:
         app, _ = await self.ready()
         if self._door is None:
             services: Services = app.state.services
-            door = OwnDoor(self, services.doors, services.settings, requests_max)
+            door = OwnDoor(self, services.doors, services.settings, requests_max, self._metrics.turned_away)
             self._door = door  # before the first await: a health check must not open a second one
             try:
                 await door.open()
@@ -228,12 +252,21 @@ class Gateway:
             return
         if scope["type"] != "http":
             return
+        watched, began_s = Watched(scope, send), self._metrics.began()
+        current.set(watched)
+        try:
+            await self._answer(scope, receive, watched)
+        finally:
+            self._metrics.ended(watched, began_s)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Watched) -> None:
         try:
             app, chat = await self.ready()
         except PlatformError as error:
             await _error_response(as_http_error(error))(scope, receive, send)
             return
         if scope["path"] == CHAT_PATH and scope["method"] == "POST":
+            send.route = CHAT_PATH
             await chat(scope, receive, send)
             return
         if scope["path"].startswith(ADMIN_PREFIX) and (refusal := self._refuse_stranger(app, scope)):

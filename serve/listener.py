@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -28,6 +28,7 @@ CONNECTIONS_MAX = 4_096
 _KEEP_ALIVE_S = 75  # longer than the 60 s of most load balancers, so that it is they who close
 _DRAIN_TIMEOUT_S = 15
 _BACKLOG = 2_048
+_OVERLOADED = "overloaded"
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -99,11 +100,13 @@ class GuardedProtocol(HttpToolsProtocol):
 class BoundedApp:
     """So many requests at once, and an answer at once for those beyond: a queue here would only hide the overload."""
 
-    def __init__(self, app: App, requests_max: int) -> None:
+    def __init__(self, app: App, requests_max: int, on_refused: Callable[[str], None]) -> None:
         self._app, self._requests_max, self._under_way = app, requests_max, 0
+        self._on_refused = on_refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and self._under_way >= self._requests_max:
+            self._on_refused(_OVERLOADED)
             await _refuse(send)
             return
         self._under_way += 1
@@ -114,7 +117,7 @@ class BoundedApp:
 
 
 async def _refuse(send: Send) -> None:
-    error = HttpError(503, "overloaded", "this gateway has as many requests as it can hold", retry_after_s=1.0)
+    error = HttpError(503, _OVERLOADED, "this gateway has as many requests as it can hold", retry_after_s=1.0)
     headers = {"content-type": "application/json", **error_headers(error)}
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": error.status, "headers": raw})
@@ -131,10 +134,18 @@ class _Server(uvicorn.Server):
 class Listener:
     """One per replica. ``start``, then ``url``; ``close`` stops taking connections and finishes what runs."""
 
-    def __init__(self, app: App, *, host: str, ports: range, requests_max: int) -> None:
+    def __init__(
+        self,
+        app: App,
+        *,
+        host: str,
+        ports: range,
+        requests_max: int,
+        on_refused: Callable[[str], None] = lambda _code: None,
+    ) -> None:
         self._host, self._ports = host, ports
         config = uvicorn.Config(
-            BoundedApp(app, requests_max),
+            BoundedApp(app, requests_max, on_refused),
             http=GuardedProtocol,
             ws="none",
             lifespan="off",

@@ -16,6 +16,7 @@ from events.valkey_vault import ValkeyVault
 from projections.runner import ReadModels
 from serve.auth import Authenticator, KnownTenants
 from serve.doors import Doors
+from serve.observe.metrics import Metrics
 from serve.settings import Settings
 
 
@@ -36,3 +37,4 @@ class Services(msgspec.Struct, frozen=True):
     teller: Teller
     outcomes: Outcomes
     dead_letters: DeadLetters
+    metrics: Metrics

@@ -79,6 +79,9 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     valkey_url: str
     vault_url: str  # a Valkey apart from the log's, with backups of its own: tenants' keys and the heads of their logs
     admin_key: Annotated[str, Field(min_length=16)]
+    metrics_key: Annotated[str, Field(pattern=r"^(|[!-~]{16,})$")] = (
+        ""  # reads /metrics and nothing else; empty: only the admin key does
+    )
     pepper: Annotated[str, Field(min_length=32)]  # keys the hashes of API keys; losing it invalidates all of them
     # 32 bytes in base64: wraps the tenants' keys; older ones, to unwrap with, may follow after commas
     master_key: Annotated[str, AfterValidator(_master_key)]

@@ -15,12 +15,13 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
 import msgspec
 
 from actors.policies.breaker import Breaker, BreakerRules
+from actors.policies.bulkhead import Bulkhead
 from actors.policies.config import BulkheadConfig, PoliciesConfig
 from actors.policies.window import Counts
 from actors.policies.wrappers.breaker import CircuitBreaker, Transition
@@ -342,6 +343,14 @@ class Resilience:
 
     def _outcomes_came(self) -> None:
         self._outcomes.set()
+
+    def breaker_states(self) -> Iterator[tuple[str, str]]:
+        """Name and state of each breaker as this process sees it; tenants' own have the name of their dependency."""
+        return ((name, link.breaker.state.status) for (name, _), link in self._links.items())
+
+    def bulkhead_states(self) -> Iterator[tuple[str, Bulkhead]]:
+        """The same for bulkheads: the permits are those of this process."""
+        return ((name, bulkhead.state) for (name, _), bulkhead in self._bulkheads.items())
 
     def _on_state(self, data: bytes, _reply_to: str) -> None:
         state: State = decode(data, State)

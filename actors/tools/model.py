@@ -19,6 +19,7 @@ from actors.tools.errors import (
     ToolRefusedError,
     ToolUnavailableError,
 )
+from actors.tools.observer import UNOBSERVED, ObservedRequest, RequestObserver
 from actors.tools.transfer import read_capped, retry_after_s
 from actors.tools.upstream import Upstream
 from actors.tools.usage_meter import UsageMeter
@@ -81,7 +82,8 @@ class ModelClient:
     (may be billed).
     """
 
-    def __init__(self, timeout_s: float | None) -> None:
+    def __init__(self, timeout_s: float | None, observer: RequestObserver = UNOBSERVED) -> None:
+        self._observer = observer
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S),
             connector=aiohttp.TCPConnector(limit=0),
@@ -93,8 +95,26 @@ class ModelClient:
         await self._session.close()
 
     @asynccontextmanager
-    async def _post(self, upstream: Upstream, body: dict[str, Any]) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _observed(
+        self, upstream: Upstream, body: dict[str, Any]
+    ) -> AsyncIterator[tuple[ObservedRequest, aiohttp.ClientResponse]]:
+        request, problem = self._observer.begin(upstream, body), None
+        try:
+            async with self._post(upstream, body, request.traceparent) as response:
+                yield request, response
+        except BaseException as error:
+            problem = error
+            raise
+        finally:
+            request.ended(problem)
+
+    @asynccontextmanager
+    async def _post(
+        self, upstream: Upstream, body: dict[str, Any], traceparent: str
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
         headers = {"content-type": "application/json"}
+        if traceparent:
+            headers["traceparent"] = traceparent
         if upstream.api_key_env:
             headers["authorization"] = f"Bearer {os.environ.get(upstream.api_key_env, '')}"
         data = msgspec.json.encode({**body, "model": upstream.model})
@@ -113,15 +133,17 @@ class ModelClient:
 
     async def complete(self, upstream: Upstream, body: dict[str, Any]) -> dict[str, Any]:
         """The whole completion."""
-        async with self._post(upstream, body) as response:
+        async with self._observed(upstream, body) as (request, response):
             data = await read_capped(response, _ANSWER_BYTES_MAX)
             if data is None:
                 raise _broke_off(upstream, ValueError("an answer larger than 32 MiB"))
-            return _json_object(upstream, data)
+            answer = _json_object(upstream, data)
+            request.answered(answer)
+            return answer
 
     async def stream(self, upstream: Upstream, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Chunks as they come. Ends where the upstream says [DONE]; raises where it ends without."""
-        async with self._post(upstream, body) as response:
+        async with self._observed(upstream, body) as (request, response):
             buffer, size = b"", 0
             async for data in response.content.iter_any():
                 size += len(data)
@@ -136,7 +158,9 @@ class ModelClient:
                     if payload == b"[DONE]":
                         return
                     if payload:
-                        yield _chunk(upstream, payload)
+                        chunk = _chunk(upstream, payload)
+                        request.answered(chunk)
+                        yield chunk
             raise _broke_off(upstream, ConnectionError("the stream ended in the middle"))
 
 

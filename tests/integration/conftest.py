@@ -24,7 +24,7 @@ from serve.gateway import Gateway
 from serve.settings import Settings
 from tests.kit.activator import activating
 from tests.kit.cli import Cli
-from tests.kit.gateway import ADMIN_KEY, World, models_of
+from tests.kit.gateway import ADMIN_KEY, METRICS_KEY, World, models_of
 from tests.kit.servers import MASTER_KEY, OLD_MASTER_KEY, Servers
 from tests.kit.upstream import running_upstream
 
@@ -95,6 +95,7 @@ async def world(
             vault_url=servers.vault_url,
             master_key=f"{MASTER_KEY},{OLD_MASTER_KEY}",
             admin_key=ADMIN_KEY,
+            metrics_key=METRICS_KEY,
             pepper="p" * 48,
             models=models_of(upstream),
             call_timeout_s=120,

@@ -15,6 +15,7 @@ from serve.settings import Model, ModelsFile
 from tests.kit.upstream import WORDS, FakeUpstream
 
 ADMIN_KEY = "sk-admin-0123456789abcdef"
+METRICS_KEY = "metrics-0123456789abcdef"
 TEXT = "".join(WORDS)
 ASK: Any = [{"role": "user", "content": "What is the answer?"}]
 BEHAVIOURS = ("ok", "slow", "broken", "error-500", "error-400", "error-429", "no-usage", "hang")
