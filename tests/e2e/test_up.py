@@ -1,6 +1,7 @@
 """The main job as a user does it: `tenantry up` as a process, a real model, the official client, real kills."""
 
 import contextlib
+import csv
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,13 @@ from tests.kit.platform import UpProcess, running_platform
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
-PROMPTS = (Path(__file__).parents[1] / "data" / "gsm8k_prompts.txt").read_text().splitlines()
+PROMPTS = Path(__file__).parents[3] / "shared" / "data" / "routellm" / "gsm8k_all.csv"
 RECOVERY_S = 120.0
+
+
+def prompts(count: int) -> list[str]:
+    with PROMPTS.open(newline="") as file:
+        return [row["prompt"] for row in islice(csv.DictReader(file), count)]
 
 
 def ask(text: str) -> Any:
@@ -81,7 +88,7 @@ def test_real_prompts_get_real_answers_and_usage_is_what_the_answers_said(
     """Streamed and not, every response has text and usage, and what is booked is their sum, to the token."""
     client = platform.client(new_tenant(admin, "reader"))
     seen = []
-    for number, prompt in enumerate(PROMPTS[:8]):
+    for number, prompt in enumerate(prompts(8)):
         if number % 2:
             answer = client.chat.completions.create(model=LOCAL_MODEL, messages=ask(prompt), max_tokens=24)
             text, used = answer.choices[0].message.content, answer.usage
@@ -112,7 +119,7 @@ def test_real_prompts_get_real_answers_and_usage_is_what_the_answers_said(
 
 def test_the_first_token_of_a_stream_comes_long_before_the_last(platform: UpProcess) -> None:
     """On the first prompt that the model has more to say to than twenty tokens."""
-    for prompt in PROMPTS[:30]:
+    for prompt in prompts(30):
         began = time.monotonic()
         stream = platform.client().chat.completions.create(
             model=LOCAL_MODEL, messages=ask(prompt), max_tokens=100, stream=True
