@@ -41,8 +41,8 @@ class Load(msgspec.Struct, frozen=True):
         return median(self.latencies_s) * 1e6
 
 
-async def drive(senders: Sequence[Send], seconds: float) -> Load:
-    """Each sender asks again as soon as it is answered."""
+async def drive(senders: Sequence[Send], seconds: float, pause_s: float = 0.0) -> Load:
+    """Each sender asks again as soon as it is answered, or ``pause_s`` later."""
     latencies: list[float] = []
     began = time.perf_counter()
     ends = began + seconds
@@ -51,6 +51,8 @@ async def drive(senders: Sequence[Send], seconds: float) -> Load:
         while (asked := time.perf_counter()) < ends:
             await send()
             latencies.append(time.perf_counter() - asked)
+            if pause_s:
+                await asyncio.sleep(pause_s)  # the load's own rhythm
 
     async with asyncio.TaskGroup() as group:
         for send in senders:
