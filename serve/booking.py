@@ -13,6 +13,7 @@ from actors.tools.usage_meter import Tokens, UsageMeter
 from events.ask import Asker
 from events.envelope import Ok
 from events.errors import CommandRefusedError, PlatformError
+from events.failpoints import failpoint
 from events.tenant import Outcome, ReserveCall, SettleCall
 from serve.allowance import list_prices
 from serve.settings import Model
@@ -105,6 +106,7 @@ class Bookings:
     def start_settling(self, booking: Booking, tokens: Tokens, outcome: Outcome) -> "asyncio.Task[Ok | None]":
         """Does not wait: whoever is being cancelled must not."""
         booking.settled = True
+        failpoint("gw.before_settle")
         task = asyncio.create_task(self._book(booking, tokens, outcome), name=f"settle-{booking.call_id}")
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)

@@ -185,11 +185,9 @@ class ChatEndpoint:
         await responder.body(b"", more=False)
 
     async def _settle(self, running: OpenCall, tokens: Tokens, outcome: Outcome) -> Ok | None:
-        failpoint("gw.before_settle")
         return await self._bookings.settle(running.booking, tokens, outcome)
 
     def _start_settling(self, running: OpenCall, tokens: Tokens, outcome: Outcome) -> None:
-        failpoint("gw.before_settle")
         self._bookings.start_settling(running.booking, tokens, outcome)
 
     async def drain(self) -> None:
