@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import pytest
 
 from actors.supervision.quarantine import CRASHES_MAX
 from tests.kit.platform import UpProcess, running_platform
+from tests.kit.threads import repeating
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -72,24 +72,18 @@ class Load:
 
 @contextmanager
 def writing(platform: UpProcess, tenant: str) -> Iterator[Load]:
-    load, stop = Load(), threading.Event()
+    load = Load()
+    with platform.admin() as admin:
 
-    def write() -> None:
-        with platform.admin() as admin:
-            while not stop.is_set():
-                body = {"limit_usd": f"{load.done + 1}.00", "window": "month"}
-                if admin.put(f"/tenants/{tenant}/budget", json=body).is_success:
-                    load.done += 1
-                else:
-                    load.failed += 1
+        def write() -> None:
+            body = {"limit_usd": f"{load.done + 1}.00", "window": "month"}
+            if admin.put(f"/tenants/{tenant}/budget", json=body).is_success:
+                load.done += 1
+            else:
+                load.failed += 1
 
-    writer = threading.Thread(target=write)
-    writer.start()
-    try:
-        yield load
-    finally:
-        stop.set()
-        writer.join()
+        with repeating(write):
+            yield load
 
 
 def quarantined(admin: httpx.Client) -> dict[str, str]:

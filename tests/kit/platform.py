@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,6 +71,7 @@ def running_platform(data_dir: Path, *arguments: str) -> Iterator[UpProcess]:
     )
     try:
         output = _read_until_ready(process)
+        threading.Thread(target=_read_on, args=(process, output), daemon=True).start()
         running = msgspec.json.decode(ready.read_bytes(), type=Running)
         yield UpProcess(process, running, data_dir, output)
     finally:
@@ -79,8 +81,6 @@ def running_platform(data_dir: Path, *arguments: str) -> Iterator[UpProcess]:
             process.wait(STOP_TIMEOUT_S)
         finally:
             process.kill()
-            assert process.stdout is not None
-            process.stdout.close()
 
 
 def _read_until_ready(process: subprocess.Popen[str]) -> list[str]:
@@ -92,3 +92,10 @@ def _read_until_ready(process: subprocess.Popen[str]) -> list[str]:
             return output
         assert time.monotonic() < ends, "".join(output)
     raise AssertionError("tenantry up ended before it was ready:\n" + "\n".join(output))
+
+
+def _read_on(process: subprocess.Popen[str], output: list[str]) -> None:
+    """A program whose output nobody reads stops when the pipe is full."""
+    assert process.stdout is not None
+    with process.stdout as lines:
+        output.extend(line.rstrip("\n") for line in lines)
