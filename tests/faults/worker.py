@@ -12,6 +12,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Callable, Coroutine
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -19,19 +20,22 @@ from typing import Any, Literal, cast
 import msgspec
 
 from actors import activation
-from actors.shard import Shard
+from actors.shard import Limits, Shard
+from actors.supervision import root
+from actors.supervision.root import RootSupervisor
 from events import failpoints
-from events.bus import ACTIVATE, Bus
+from events.bus import ACTIVATE, Bus, NoOneListensError
 from events.clock import SystemClock
-from events.errors import PlatformError
-from events.process import end_process
+from events.errors import NotServedError, PlatformError
+from events.process import Connections, end_process
 from events.slices import SLICE_COUNT
-from events.store import EventStore, Head
+from events.store import EventStore, Head, Placement
 from events.tasks import end_tasks
 from events.valkey_store import ValkeyEventStore, connect
 from projections.runner import Runner
 from projections.usage import UsageProjection
 from tests.faults import planted
+from tests.faults.gateway_program import call_for_ever
 from tests.kit.history import Claimed
 from tests.kit.servers import open_vault
 
@@ -39,11 +43,14 @@ READS_DB = 3
 _SNAPSHOT_EVERY_EVENTS = 6
 _PASSIVATE_EVERY_S = 0.08
 
-Role = Literal["shard", "projections"]
+HOST = "test.host"  # where a shard that has a supervisor hears from it
+Role = Literal["shard", "projections", "gateway", "supervisor"]
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What a process is to be. ``directory`` gets its output and the epochs it claims."""
+    """What a process is to be. ``directory`` gets its output and the epochs it claims. ``hears``: the subject on which a
+    shard is told whom to host; ``tenant``: the gateway's only one.
+    """
 
     name: str
     role: Role
@@ -55,6 +62,8 @@ class Plan(msgspec.Struct, frozen=True):
     seed: int = 0
     bug: str = ""
     passivates: bool = True  # lets go of tenants now and then
+    hears: str = ACTIVATE
+    tenant: str = ""
 
     @property
     def output_path(self) -> Path:
@@ -63,6 +72,10 @@ class Plan(msgspec.Struct, frozen=True):
     @property
     def claims_path(self) -> Path:
         return Path(self.directory) / "claims.jsonl"
+
+    @property
+    def answers_path(self) -> Path:
+        return Path(self.directory) / "answers.jsonl"
 
 
 class Worker:
@@ -157,7 +170,7 @@ def _run(plan: Plan, ready: Connection) -> None:
     logging.basicConfig(level=logging.INFO, format="%(relativeCreated)d %(message)s", force=True)
     faulthandler.register(signal.SIGUSR2, file=2)  # where the loop itself is stuck
     failpoints.arm(plan.failpoints, plan.seed)
-    asyncio.run(_serve_shard(plan, ready) if plan.role == "shard" else _serve_projections(plan, ready))
+    asyncio.run(_SERVE[plan.role](plan, ready))
 
 
 async def _serve_shard(plan: Plan, ready: Connection) -> None:
@@ -183,7 +196,7 @@ async def _serve_shard(plan: Plan, ready: Connection) -> None:
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    await bus.subscribe(ACTIVATE, on_activate)
+    await bus.subscribe(plan.hears, on_activate)
     ended = _end_on_sigterm()
     passivating = asyncio.create_task(_passivate(shard, random.Random(plan.seed), plan.passivates))
     ready.send(True)
@@ -219,6 +232,71 @@ async def _serve_projections(plan: Plan, ready: Connection) -> None:
     await models.close()
     await vault.close()
     await store.close()
+
+
+async def _serve_gateway(plan: Plan, ready: Connection) -> None:
+    bus = await Bus.connect(plan.nats_url, plan.name, end_process)
+    ended = _end_on_sigterm()
+    calling = asyncio.create_task(call_for_ever(bus, plan.tenant, plan.answers_path, plan.seed))
+    ready.send(True)
+    await ended.wait()
+    await end_tasks(calling)
+    await bus.close()
+
+
+async def _serve_supervisor(plan: Plan, ready: Connection) -> None:
+    """The real one; only what it reaches through Ray is reached over the bus here."""
+    store = ValkeyEventStore(connect(plan.valkey_url))
+    vault, keys = await open_vault(plan.vault_url)
+    await store.open()
+    bus = await Bus.connect(plan.nats_url, plan.name, end_process)
+
+    async def connected(_name: str) -> Connections:
+        return Connections(store, bus, keys)
+
+    setattr(root, "ShardActors", lambda *_: OneShard(bus))  # noqa: B010 - a stand-in of another type
+    supervisor = RootSupervisor.__new__(RootSupervisor)
+    await supervisor.__init__(connected, 1, Limits())  # type: ignore[misc]  # as Ray constructs it
+    await supervisor.ready()
+    ended = _end_on_sigterm()
+    ready.send(True)
+    await ended.wait()
+    await supervisor.close()
+    await bus.close()
+    await vault.close()
+    await store.close()
+
+
+class OneShard:
+    """Stands for ``ShardActors``."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+
+    async def host(self, tenant: str, _placement: Placement) -> None:
+        try:
+            problem = await self._bus.request(HOST, tenant.encode(), 10.0)
+        except (NoOneListensError, TimeoutError) as error:
+            raise NotServedError(tenant, "the shard does not answer") from error
+        if problem:
+            raise NotServedError(tenant, problem.decode())
+
+    host_alone = host
+
+    @staticmethod
+    def names() -> list[str]:
+        return []
+
+    async def close(self) -> None:
+        pass
+
+
+_SERVE: dict[Role, Callable[[Plan, Connection], Coroutine[None, None, None]]] = {
+    "shard": _serve_shard,
+    "projections": _serve_projections,
+    "gateway": _serve_gateway,
+    "supervisor": _serve_supervisor,
+}
 
 
 def _end_on_sigterm() -> asyncio.Event:

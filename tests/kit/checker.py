@@ -12,7 +12,8 @@ I6 durability: no log ever got shorter, and whatever was seen in it is still the
 I7 projections: a read model at its checkpoint is what its log folds to, and reaches the log's end.
 I8 reads: an answer at position v is the log folded up to v, and v is not older than what the client's tenant was
    answered before the read was sent.
-I11 money: what is reserved and spent never exceeds the budget, at any prefix of the log.
+I11 money: what is reserved and spent never exceeds the budget, at any prefix of the log; a call is booked at most once,
+   before its client has the whole answer, and at the latest when its reservation expires.
 I18 dedupe: the same id and body get the same answer; the same id with another body gets none.
 
 The order of a tenant's log is known, so all of it is linear in the history (no search as in general linearizability).
@@ -31,6 +32,7 @@ from events.codec import GENESIS, Record, decode_event, decode_record, next_hash
 from events.errors import PlatformError
 from events.sealing import WITHOUT_KEY
 from tests.kit.history import (
+    Answered,
     Claimed,
     Ended,
     Final,
@@ -39,6 +41,7 @@ from tests.kit.history import (
     Line,
     Logged,
     Projected,
+    Quiet,
     Seen,
     read_history,
     shown,
@@ -321,6 +324,28 @@ def money(tenant: TenantHistory) -> Iterator[Violation]:
             return
 
 
+def bookings(tenant: TenantHistory) -> Iterator[Violation]:
+    """A call that expired and is credited later has been booked once, by its expiry."""
+    held: dict[str, Logged] = {}
+    booked: set[str] = set()
+    for one in tenant.written:
+        event: dict[str, Any] = msgspec.msgpack.decode(one.record.data)
+        match event["type"].split(".v")[0]:
+            case "call.reserved":
+                held[event["reservation_id"]] = one.line
+            case "call.settled" | "call.reservation_expired":
+                call = event["reservation_id"]
+                if held.pop(call, None) is None:
+                    yield tenant.violation("I11", f"call {call} is booked, and holds no reservation", [one.line])
+                    return
+                booked.add(call)
+    for line in tenant.of(Answered):
+        if line.call not in booked:
+            yield tenant.violation("I11", f"call {line.call} was answered and is not booked", [line])
+    if held and (quiet := tenant.of(Quiet)):
+        yield tenant.violation("I11", f"{len(held)} calls are open that nobody will settle", [*quiet, *held.values()])
+
+
 def dedupe(tenant: TenantHistory) -> Iterator[Violation]:
     for command_id, operations in tenant.by_id.items():
         done = [one for one in operations if one.ended and one.kind == "ok"]
@@ -341,6 +366,7 @@ RULES = (
     projections,
     reads,
     money,
+    bookings,
     dedupe,
 )
 

@@ -101,7 +101,21 @@ class Projected(msgspec.Struct, frozen=True, tag="projected"):
     expected: dict[str, int]
 
 
-Line = Invoked | Ended | Claimed | Seen | Fault | Logged | Final | Folded | Projected
+class Answered(msgspec.Struct, frozen=True, tag="answered"):
+    """A client of the gateway has its model's answer, whole: the call is booked."""
+
+    at_ns: int
+    tenant: str
+    call: str
+
+
+class Quiet(msgspec.Struct, frozen=True, tag="quiet"):
+    """Nobody calls a model any more, and every timer of the tenant has fired: no call is open."""
+
+    tenant: str
+
+
+Line = Invoked | Ended | Claimed | Seen | Fault | Logged | Final | Folded | Projected | Answered | Quiet
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Line).decode
 

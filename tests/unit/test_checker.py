@@ -7,10 +7,11 @@ import msgspec
 import pytest
 
 from events.codec import GENESIS, Record, chain
-from events.tenant import BudgetSet, CallReserved, CallSettled, TenantCreated, TenantEvent
+from events.tenant import BudgetSet, CallReserved, CallSettled, ReservationExpired, TenantCreated, TenantEvent
 from tests.kit.checker import check
 from tests.kit.factories import in_clear
 from tests.kit.history import (
+    Answered,
     Claimed,
     Ended,
     Final,
@@ -19,6 +20,7 @@ from tests.kit.history import (
     Line,
     Logged,
     Projected,
+    Quiet,
     Seen,
     read_history,
     write_history,
@@ -129,6 +131,17 @@ BROKEN: list[tuple[str, str, Break]] = [
     ("I8", "not what the log folds to", lambda lines: replaced(lines, Ended, {"result": {"v": 4}}, operation=9)),
     ("I8", "the log ends at 5", lambda lines: replaced(lines, Ended, {"position": 7}, operation=9)),
     ("I11", "of a budget of 15", lambda _: with_log([*events(), ("f", CallReserved("r3", "k1", "s", 10, 9, 0), 2)])),
+    (
+        "I11",
+        "r2 was answered and is not booked",
+        lambda lines: [*lines, Answered(200, T, "r1"), Answered(210, T, "r2")],
+    ),
+    ("I11", "1 calls are open", lambda lines: [*lines, Quiet(T)]),
+    (
+        "I11",
+        "r1 is booked, and holds no",
+        lambda _: with_log([*events(), ("f", ReservationExpired("r1", "k1", "s", 10), 2)]),
+    ),
     ("I18", "different answers", lambda lines: [*lines, *altered(operation(50, "e", "ok", 5))]),
     ("I18", "both granted", lambda lines: [*lines, *operation(50, "e", "ok", 5, body="other")]),
 ]
