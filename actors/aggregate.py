@@ -30,7 +30,7 @@ from events.tenant import CallEvent, TenantCommand, TenantEvent
 from events.timers import FireTimers
 from events.tools import RecordToolCall, ToolCommand, ToolsEvent
 
-STATE_SCHEMA = 6  # raise it whenever State changes: older snapshots are then replayed instead of misread
+STATE_SCHEMA = 7  # raise it whenever State changes: older snapshots are then replayed instead of misread
 
 
 class State(msgspec.Struct, frozen=True):

@@ -199,10 +199,14 @@ class FunctionSaga:
                     f"saga {self.name!r} version {self.version} now calls {call.order.target!r} for step {name!r} with "
                     f"other arguments than the run's history holds "
                 )
-        steps = [run.steps.get(call.order.step) for call in calls]
-        if not all(step is not None and step.is_done for step in steps):
+        if not all(_has_ended(run.steps.get(call.order.step)) for call in calls):
             return None
         return tuple(_result(call.order.step, run) for call in calls)
+
+
+def _has_ended(step: Step | None) -> bool:
+    """Skipped is what it waited for when the run began to fail: that never ends, and nothing behind it was begun."""
+    return step is not None and step.status in ("succeeded", "failed") and step.is_done
 
 
 def _result(name: str, run: Run) -> Any:

@@ -150,8 +150,7 @@ class Runner:
         """One message from here to its acknowledgement. It is acknowledged only when the tenant knows, or wants no more."""
         try:
             item = await self._open(taken)
-            is_wanted = item is not None and (not (item.again or taken.is_redelivered) or await self._is_wanted(item))
-            if item is not None and is_wanted:
+            if item is not None and (not item.again or await self._is_wanted(item)):
                 await self._carry_out(item)
             await taken.done()
         except PlatformError as error:
@@ -164,7 +163,10 @@ class Runner:
         """None: its tenant was erased."""
         cipher = await self._ciphers.cipher(taken.message.tenant)
         body = open_bytes(cipher, SEALED_AS, taken.message.body)
-        return _decode_item(body) if body is not None else None
+        if body is None:
+            return None
+        item = _decode_item(body)
+        return msgspec.structs.replace(item, again=True) if taken.is_redelivered else item
 
     async def _is_wanted(self, item: WorkItem) -> bool:
         """Whether the tenant still waits for this attempt. Raises PlatformError where that can't be learnt."""
@@ -230,7 +232,9 @@ class Runner:
 
 
 def _failure(item: WorkItem, error: Exception, duration_us: int) -> FailStep:
-    """How the step failed, in the saga's words. ``may_have_happened`` is the question that matters for money and mail."""
+    """How the step failed, in the saga's words. ``may_have_happened`` is the question that matters for money and mail; where
+    the attempt was handed out before, a runner that died may have got further with it than this one.
+    """
     code, message, retryable, retry_after_s, unknown = "failed", f"{type(error).__name__}: {error}", True, 0.0, True
     match error:
         case TimeoutError():
@@ -247,5 +251,5 @@ def _failure(item: WorkItem, error: Exception, duration_us: int) -> FailStep:
     used = Used(cost_nano_usd=getattr(error, "cost_nano_usd", 0))
     return FailStep(
         item.run_id, item.order.step, item.attempt, code[:64], message[:1_000], retryable, duration_us,
-        int(retry_after_s * 1e6), unknown, used,
+        int(retry_after_s * 1e6), unknown or item.again, used,
     )  # fmt: skip

@@ -38,6 +38,7 @@ _UNDER_WAY = ("queued", "scheduled", "retrying")
 class Step(msgspec.Struct, frozen=True):
     """``due_us``: when the next attempt begins (retrying), or since when it is with a runner (scheduled). ``finished`` counts
     the run's finished steps: compensation goes back along it. ``forgiven``: attempts before a person had it tried again.
+    ``may_have_happened``: of one of its failed attempts nobody knows whether it took effect.
     """
 
     status: StepStatus
@@ -171,7 +172,8 @@ def _evolve_failed(run: Run, event: StepFailed) -> Run:
         due_us=event.retry_at_us,
         code=event.code,
         message=event.message,
-        may_have_happened=event.may_have_happened,
+        # a later attempt that surely did nothing says nothing about the earlier one
+        may_have_happened=before.may_have_happened or event.may_have_happened,
         duration_us=event.duration_us,
         used=_sum(before.used, event.used),
     )

@@ -293,6 +293,17 @@ def test_a_step_whose_effect_nobody_knows_needs_a_person_or_an_undo_that_says_it
         assert lab.run().status == end
 
 
+def test_an_attempt_that_surely_failed_says_nothing_about_one_of_which_nobody_knows() -> None:
+    """Paid and unanswered, then turned away: the money may be gone, so it is asked back."""
+    lab = Lab()
+    lab.start(saga(Step("pay", tool="t", retry=Retry(2), undo=Undo(tool="t", if_unknown=True))))
+    lab.fail("pay", "timeout", retryable=True, unknown=True)
+    lab.wait(2)
+    lab.fail("pay", "busy", retryable=True)
+    lab.finish("undo:pay")
+    assert lab.run().status == "compensated"
+
+
 def test_a_saga_whose_own_code_fails_is_that_runs_failure() -> None:
     lab = Lab()
     lab.start(saga(Step("a", tool="t", undo=undo("a")), Step("b", tool="t", args=lambda run: run["nobody"])))

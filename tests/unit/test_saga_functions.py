@@ -120,3 +120,19 @@ def test_step_names_are_unique() -> None:
     lab.start(saga(body))
     lab.finish("a")
     assert "'a' twice" in lab.run().blocked
+
+
+@pytest.mark.parametrize("wait", ["signal", "sleep"])
+def test_what_was_done_before_it_waited_is_undone_when_it_is_cancelled(wait: str) -> None:
+    async def waiting(flow: Flow, _given: None) -> None:
+        await flow.tool("pay", "payments", undo=Undo(tool="t", args=lambda run: run["pay"]))
+        await (flow.signal("approved") if wait == "signal" else flow.sleep("pause", 60))
+        await flow.tool("never", "t")
+
+    lab = Lab()
+    lab.start(saga(waiting))
+    lab.finish("pay", "p1")
+    lab.cancel()
+    assert lab.names() == ["undo:pay"]
+    lab.finish("undo:pay")
+    assert lab.run().status == "cancelled"
