@@ -10,6 +10,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
 from typing import Protocol
 
@@ -21,6 +22,7 @@ from actors.fairness import Share
 from actors.persistent import decode_hook, encode_hook
 from actors.run.state import Run
 from actors.run.state import evolve as evolve_run
+from events import tracing
 from events.catalog import DomainCommand, DomainEvent, decode_command
 from events.clock import Clock
 from events.codec import (
@@ -73,6 +75,7 @@ _REPLAYED_AT_ONCE = 64  # events
 RETRY_AFTER_S_MAX = 10.0
 _SNAPSHOT, _REPLY = "snapshot", REPLY_SEAL  # what sealed bytes are, so that none is opened as another
 
+_UNTRACED = nullcontext()
 Respond = Callable[[str, bytes], None]  # subject to reply to, encoded reply
 
 
@@ -367,7 +370,8 @@ class Activation:
         while waiting and not self._ended:
             draft = self._decide_all(waiting)
             try:
-                known = await self._commit(draft)
+                with self._traced(draft, waiting):
+                    known = await self._commit(draft)
             except TooLargeError as error:
                 await self._serve_in_parts(waiting, error)
                 return
@@ -383,6 +387,20 @@ class Activation:
                 await self._answer_unfenced(draft.unfenced)
                 return
             waiting = await self._answer_known(waiting, known)
+
+    def _traced(self, draft: Draft, waiting: Sequence[Request]) -> AbstractContextManager[None]:
+        """A span of the append in the trace of each command that has one."""
+        if tracing.tracer is None or not draft.records:
+            return _UNTRACED
+        written = {result.command_id for result in draft.commands}
+        traces = [request.envelope.trace for request in waiting if request.envelope.command_id in written]
+        attributes: tracing.Attributes = {
+            "db.system.name": "valkey",
+            "db.operation.name": "append",
+            "db.operation.batch.size": len(draft.records),
+            "tenantry.tenant": self.tenant,
+        }
+        return tracing.children(traces, "append", "client", attributes)
 
     async def _serve_in_parts(self, waiting: Sequence[Request], error: TooLargeError) -> None:
         """Too much for one append, and nothing of it was written: smaller turns, and a refusal for one that is too large

@@ -2,9 +2,11 @@
 
 import asyncio
 import time
+from contextlib import nullcontext
 
 import msgspec
 
+from events import tracing
 from events.bus import ACTIVATE, Bus, NoOneListensError, ask_subject
 from events.clock import Clock, SystemClock
 from events.envelope import MOVED, Envelope, Failed, Ok, Refused, Reply, decode_reply, encode
@@ -63,6 +65,23 @@ class Asker:
                 ``command_id``.
         """
         identity = command_id or self.new_id()
+        if tracing.tracer is None:
+            return await self._send(tenant, command, actor, identity, correlation_id, timeout_s)
+        span = tracing.child(f"ask {type(command).__name__}", "client", {"tenantry.tenant": tenant})
+        with span or nullcontext():
+            trace = span.traceparent if span is not None else ""
+            return await self._send(tenant, command, actor, identity, correlation_id, timeout_s, trace)
+
+    async def _send(
+        self,
+        tenant: str,
+        command: Command,
+        actor: str,
+        identity: str,
+        correlation_id: str,
+        timeout_s: float,
+        trace: str = "",
+    ) -> Ok:
         envelope = Envelope(
             command_id=identity,
             tenant=tenant,
@@ -71,6 +90,7 @@ class Asker:
             correlation_id=correlation_id or identity,
             causation_id="",
             body=msgspec.Raw(encode(command)),
+            trace=trace,
         )
         return await self._deliver(tenant, identity, encode(envelope), timeout_s)
 

@@ -21,6 +21,7 @@ class Envelope(msgspec.Struct, frozen=True, array_like=True):
     correlation_id: str
     causation_id: str
     body: msgspec.Raw
+    trace: str = ""  # W3C's traceparent of whoever asks, where it is traced
 
 
 class Batch(msgspec.Struct, frozen=True, array_like=True, tag="batch"):

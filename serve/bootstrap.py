@@ -14,7 +14,7 @@ from actors.supervision.root import start_root_supervisor
 from actors.supervision.shared_actor import start_shared_supervisors
 from actors.tools.registry import Registry, shared_pipelines
 from actors.tools.runner import Tools
-from events import failpoints
+from events import failpoints, tracing
 from events.archive import Archive, Policy
 from events.archiver import Archiver
 from events.ask import Asker
@@ -25,14 +25,16 @@ from events.objects import Objects
 from events.outcomes import Outcomes
 from events.process import Connections, end_process
 from events.slices import SLICE_COUNT
+from events.tracing import Tracer
 from events.valkey_store import ValkeyEventStore, connect
 from events.valkey_vault import ValkeyVault
 from events.vault import Vault
 from projections.actor import start_projections
 from projections.runner import ReadModels
 from serve.doors import Doors
+from serve.observe import logs
 from serve.sagas import load_sagas
-from serve.settings import Settings, tool_configs
+from serve.settings import Settings, SettingsError, tool_configs
 from serve.steps import ToolSteps
 
 # Above the longest blocking read, so that waiting for events is not taken for a dead server.
@@ -67,10 +69,21 @@ def open_doors(settings: Settings) -> Doors:
 
 
 async def open_bus(settings: Settings, name: str) -> Bus:
-    """Every process of the platform has one, so this is also where failpoints are armed."""
+    """Every process of the platform has one, so this is also where logs, traces and failpoints are set up."""
+    logs.configure(settings.log_format, settings.log_level, settings.secrets())
+    if settings.traces_url and tracing.tracer is None:
+        tracing.tracer = _tracer(settings, name)
     if settings.failpoints:
         failpoints.arm(settings.failpoints, settings.failpoints_seed)
     return await Bus.connect(settings.nats_url, name, end_process)
+
+
+def _tracer(settings: Settings, process: str) -> Tracer:
+    try:
+        from serve.observe.traces import exporting  # noqa: PLC0415 - OpenTelemetry is loaded by who wants it only
+    except ImportError as error:
+        raise SettingsError(f"TENANTRY_TRACES_URL needs the extra: pip install 'tenantry[otel]' ({error})") from error
+    return exporting(settings.traces_url, settings.traces_sample, process)
 
 
 async def open_connections(name: str) -> Connections:

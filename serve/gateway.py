@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from actors.tools.model import ModelClient
 from actors.tools.registry import Registry, shared_pipelines
 from actors.tools.runner import Tools
+from events import tracing
 from events.clock import SystemClock
 from events.dead_letters import DeadLetters
 from events.errors import KeyRefusedError, PlatformError
@@ -28,7 +29,7 @@ from serve.doors import OwnDoor
 from serve.http_errors import HttpError, as_http_error, error_body, error_headers, unexpected_error
 from serve.observe.asker import MeasuredAsker
 from serve.observe.metrics import Metrics, shard_loads
-from serve.observe.request import Watched, current, note_error
+from serve.observe.request import Watched, current, note_error, traced
 from serve.observe.upstreams import UpstreamObserver
 from serve.own import own_commands, own_reads, own_runs
 from serve.own.routes import Reader
@@ -245,6 +246,8 @@ class Gateway:
         await services.doors.close()
         await services.vault.close()
         await services.store.close()
+        if tracing.tracer is not None:
+            await asyncio.to_thread(tracing.tracer.close)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -255,7 +258,8 @@ class Gateway:
         watched, began_s = Watched(scope, send), self._metrics.began()
         current.set(watched)
         try:
-            await self._answer(scope, receive, watched)
+            answering = self._answer(scope, receive, watched)
+            await (answering if tracing.tracer is None else traced(answering, watched, tracing.tracer))
         finally:
             self._metrics.ended(watched, began_s)
 

@@ -4,7 +4,8 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -104,6 +105,10 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     archive_period_s: PositiveFloat = 60.0  # between two looks at all logs
     gateway_host: str = "127.0.0.1"  # where each gateway replica opens a port of its own
     gateway_ports: str = ""  # such as 8100-8119; empty: any free port
+    log_format: Literal["text", "json"] = "text"
+    log_level: Literal["debug", "info", "warning", "error"] = "warning"
+    traces_url: str = ""  # an OTLP/HTTP collector, such as http://127.0.0.1:4318/v1/traces; empty: no traces
+    traces_sample: Annotated[float, Field(ge=0, le=1)] = 1.0  # the share of requests that are traced
     failpoints: str = ""  # for fault tests, see events/failpoints.py
     failpoints_seed: int = 0
 
@@ -130,6 +135,17 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
         """Ports to try, in order; empty: any free one."""
         first, _, last = self.gateway_ports.partition("-")
         return range(int(first), int(last) + 1) if first else range(0)
+
+    def secrets(self) -> list[str]:
+        """Texts that no log may hold, those of model servers included."""
+        keys = [
+            os.environ.get(upstream.api_key_env or "", "")
+            for model in self.models.models
+            for upstream in model.upstreams
+        ]
+        passwords = [urlsplit(url).password or "" for url in (self.nats_url, self.valkey_url, self.vault_url)]
+        ours = (self.admin_key, self.metrics_key, self.pepper, *self.master_key.split(","))
+        return [text for text in (*ours, *passwords, *keys) if text]
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import Annotated, Any, ClassVar
@@ -32,6 +33,11 @@ _RETRY_AFTER_S = 2.0
 _ANSWER_BYTES_MAX = 32 * 1024 * 1024
 _ERROR_BYTES_MAX = 64 * 1024
 _SSE_EVENT_BYTES_MAX = 4 * 1024 * 1024
+_WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+class _Reason(Exception):
+    """Why an answer is none, in our words."""
 
 
 def _away(upstream: Upstream, error: Exception) -> ToolError:
@@ -52,7 +58,8 @@ def _broke_off(upstream: Upstream, error: Exception) -> ToolError:
 
 
 def _log_failure(upstream: Upstream, error: Exception) -> None:
-    reason = str(error) or type(error).__name__
+    # what another's error says may quote what was sent
+    reason = str(error) if isinstance(error, OSError | _Reason) and str(error) else type(error).__name__
     log.warning("upstream.failed base_url=%s model=%s: %s", upstream.base_url, upstream.model, reason)
 
 
@@ -62,9 +69,19 @@ def _refused(upstream: Upstream, status: int, body: bytes, wait_s: float | None)
     if status in (400, 404, 413, 422):
         return ToolRefusedError(upstream.model, message, "invalid_request")
     code = OVERLOADED if status in (429, 503) else BAD_ANSWER
-    log.warning("upstream.refused base_url=%s status=%s: %s", upstream.base_url, status, message)
+    log.warning("upstream.refused base_url=%s status=%s code=%s", upstream.base_url, status, _code_of(body))
     text = f"the server of model {upstream.model!r} answered HTTP {status}"
     return ToolUnavailableError(upstream.model, text, code, wait_s or _RETRY_AFTER_S)
+
+
+def _code_of(body: bytes) -> str:
+    """The error's code or type, as far as it is a word: for the log, where a message that quotes the prompt must not be."""
+    try:
+        error = msgspec.json.decode(body)["error"]
+        words = [str(error.get(field, "")) for field in ("code", "type")]
+    except (msgspec.DecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError):
+        return ""
+    return next((word for word in words if _WORD.fullmatch(word)), "")
 
 
 def _message_of(body: bytes) -> str:
@@ -136,7 +153,7 @@ class ModelClient:
         async with self._observed(upstream, body) as (request, response):
             data = await read_capped(response, _ANSWER_BYTES_MAX)
             if data is None:
-                raise _broke_off(upstream, ValueError("an answer larger than 32 MiB"))
+                raise _broke_off(upstream, _Reason("an answer larger than 32 MiB"))
             answer = _json_object(upstream, data)
             request.answered(answer)
             return answer
@@ -148,11 +165,11 @@ class ModelClient:
             async for data in response.content.iter_any():
                 size += len(data)
                 if size > _ANSWER_BYTES_MAX:
-                    raise _broke_off(upstream, ValueError("a stream larger than 32 MiB"))
+                    raise _broke_off(upstream, _Reason("a stream larger than 32 MiB"))
                 buffer = (buffer + data).replace(b"\r\n", b"\n")
                 *events, buffer = buffer.split(b"\n\n")
                 if len(buffer) > _SSE_EVENT_BYTES_MAX:
-                    raise _broke_off(upstream, ValueError("an event larger than 4 MiB"))
+                    raise _broke_off(upstream, _Reason("an event larger than 4 MiB"))
                 for event in events:
                     payload = _payload(event)
                     if payload == b"[DONE]":
@@ -161,7 +178,7 @@ class ModelClient:
                         chunk = _chunk(upstream, payload)
                         request.answered(chunk)
                         yield chunk
-            raise _broke_off(upstream, ConnectionError("the stream ended in the middle"))
+            raise _broke_off(upstream, _Reason("the stream ended in the middle"))
 
 
 def _payload(event: bytes) -> bytes:
@@ -172,7 +189,7 @@ def _payload(event: bytes) -> bytes:
 def _chunk(upstream: Upstream, payload: bytes) -> dict[str, Any]:
     chunk = _json_object(upstream, payload)
     if "error" in chunk:
-        raise _broke_off(upstream, RuntimeError(_message_of(payload)))
+        raise _broke_off(upstream, _Reason(f"an error in its stream, code {_code_of(payload)!r}"))
     return chunk
 
 
@@ -182,7 +199,7 @@ def _json_object(upstream: Upstream, data: bytes) -> dict[str, Any]:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _broke_off(upstream, error) from error
     if not isinstance(value, dict):
-        raise _broke_off(upstream, TypeError("its answer is not a JSON object"))
+        raise _broke_off(upstream, _Reason("its answer is not a JSON object"))
     return value
 
 

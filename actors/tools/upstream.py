@@ -21,6 +21,7 @@ class Upstream(BaseModel, frozen=True, extra="forbid"):
     base_url: str
     model: str
     api_key_env: str | None = None
+    propagate_trace: bool = False  # send W3C's traceparent along, where requests are traced
 
     @field_validator("base_url")
     @classmethod

@@ -1,7 +1,11 @@
 """The request that is being served, as far as metrics and traces want to know of it."""
 
+from collections.abc import Awaitable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
+
+from events import tracing
+from events.tracing import Tracer
 
 if TYPE_CHECKING:
     from serve.asgi import Message, Scope, Send
@@ -44,6 +48,22 @@ class Watched:
     def status_class(self) -> str:
         """``2xx`` … ``5xx``; ``left`` where the client was gone before an answer began."""
         return f"{self.status // 100}xx" if self.status else "left"
+
+
+async def traced(work: Awaitable[None], request: Watched, tracer: Tracer) -> None:
+    """A span around a request. Whose trace it is part of is the client's to say, and nothing else is."""
+    said = next((value for name, value in request.scope["headers"] if name == b"traceparent"), b"")
+    attributes = {"http.request.method": request.method, "url.scheme": request.scope.get("scheme", "http")}
+    with tracer.begin(request.method, "server", said.decode("latin-1"), attributes) as span:
+        tracing.current.set(span.traceparent)
+        try:
+            await work
+        finally:
+            route = request.path_template
+            span.rename(f"{request.method} {route}")
+            span.set({"http.route": route, "http.response.status_code": request.status})
+            if request.status >= 500 or not request.status:
+                span.fail(request.code or request.status_class)
 
 
 def note_error(code: str) -> None:

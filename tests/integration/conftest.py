@@ -24,7 +24,7 @@ from serve.gateway import Gateway
 from serve.settings import Settings
 from tests.kit.activator import activating
 from tests.kit.cli import Cli
-from tests.kit.gateway import ADMIN_KEY, METRICS_KEY, World, models_of
+from tests.kit.gateway import ADMIN_KEY, METRICS_KEY, UPSTREAM_KEY, UPSTREAM_KEY_ENV, World, models_of
 from tests.kit.servers import MASTER_KEY, OLD_MASTER_KEY, Servers
 from tests.kit.upstream import running_upstream
 
@@ -105,6 +105,7 @@ async def world(
         )
         for name, value in settings.to_environment().items():
             monkeypatch.setenv(name, value)
+        monkeypatch.setenv(UPSTREAM_KEY_ENV, UPSTREAM_KEY)
         models = ReadModels(connect(servers.valkey_url, db=settings.reads_db), keys)
         await models.open()
         projecting = asyncio.create_task(Runner(valkey_store, models, bus, PROJECTIONS, range(SLICE_COUNT)).run())

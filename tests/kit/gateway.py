@@ -15,6 +15,7 @@ from serve.settings import Model, ModelsFile
 from tests.kit.upstream import WORDS, FakeUpstream
 
 ADMIN_KEY = "sk-admin-0123456789abcdef"
+UPSTREAM_KEY_ENV, UPSTREAM_KEY = "TEST_UPSTREAM_API_KEY", "upstream-0123456789abcdef"
 METRICS_KEY = "metrics-0123456789abcdef"
 TEXT = "".join(WORDS)
 ASK: Any = [{"role": "user", "content": "What is the answer?"}]
@@ -24,7 +25,11 @@ BEHAVIOURS = ("ok", "slow", "broken", "error-500", "error-400", "error-429", "no
 def models_of(upstream: FakeUpstream) -> ModelsFile:
     price = Price.model_validate({"input_usd_per_mtok": "0.10", "output_usd_per_mtok": "0.40"})
     models = [
-        Model(name=f"m-{name}", upstreams=(Upstream(base_url=upstream.base_url, model=name),), price=price)
+        Model(
+            name=f"m-{name}",
+            upstreams=(Upstream(base_url=upstream.base_url, model=name, api_key_env=UPSTREAM_KEY_ENV),),
+            price=price,
+        )
         for name in BEHAVIOURS
     ]
     away = Model(name="m-away", upstreams=(Upstream(base_url="http://127.0.0.1:1/v1", model="ok"),), price=price)

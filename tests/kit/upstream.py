@@ -17,6 +17,7 @@ class Ledger:
     """What the upstream saw and billed, to compare with what the platform booked."""
 
     requests: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
     input_tokens: int = 0
     output_tokens: int = 0
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
@@ -33,10 +34,14 @@ class FakeUpstream:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.ledger.requests.append(body)
+        self.ledger.headers.append({name.lower(): value for name, value in request.headers.items()})
         model = body["model"]
         if model.startswith("error-"):
             status = int(model.removeprefix("error-"))
-            return web.json_response({"error": {"message": f"told to answer {status}"}}, status=status)
+            # as some do, it quotes what it was asked, and its key
+            quoted = f"{body['messages'][-1]['content']} {request.headers.get('authorization')}"
+            error = {"message": f"told to answer {status} to {quoted}", "code": "told"}
+            return web.json_response({"error": error}, status=status)
         if model == "hang":
             await self._until_cancelled(asyncio.Event().wait())
         if body.get("stream"):
