@@ -13,7 +13,11 @@ class KeyUseProjection:
     generation = 1
 
     def apply(self, tenant: str, record: Record, event: DomainEvent) -> list[Write]:
-        return [Put(event.key_id, str(record.time_us).encode())] if isinstance(event, CallReserved) else []
+        return (
+            [Put(event.key_id, str(record.time_us).encode())]
+            if isinstance(event, CallReserved) and event.key_id
+            else []
+        )
 
 
 def read_last_used(fields: Mapping[bytes, bytes]) -> dict[str, int]:

@@ -31,8 +31,9 @@ class SpendProjection:
 
 
 def _names(event: _Booked) -> Iterator[tuple[SpendBy, str]]:
-    """All that the call's cost is reported under. A call without a user or tag is under none of that kind."""
-    yield "key", event.key_id
+    """All that the call's cost is reported under. A call without a key, user or tag is under none of that kind."""
+    if event.key_id:
+        yield "key", event.key_id
     yield "model", event.model
     if event.user_id:
         yield "user", event.user_id

@@ -28,7 +28,7 @@ NOTHING, UNKNOWN = Tokens(0, 0, "measured"), Tokens(0, 0, "unknown")
 
 class Booking(msgspec.Struct):
     """One call's reservation. ``call_id`` names it: reserving it again while it is open changes nothing. ``settled``
-    guards against booking it twice.
+    guards against booking it twice; ``is_repeat``: another process may have made this very call, and settled it.
     """
 
     tenant: str
@@ -40,6 +40,7 @@ class Booking(msgspec.Struct):
     input_tokens_max: int
     output_tokens_max: int
     tags: dict[str, str] = {}
+    is_repeat: bool = False
     settled: bool = False
 
     @property
@@ -133,7 +134,7 @@ class Bookings:
                 return booked
             except CommandRefusedError as refusal:
                 if refusal.retry_after_s is None:
-                    level = logging.INFO if tokens is NOTHING else logging.ERROR
+                    level = logging.INFO if tokens is NOTHING or booking.is_repeat else logging.ERROR
                     log.log(level, "call.settle_refused call=%s: %s", booking.call_id, refusal)
                     return None
             except PlatformError as error:

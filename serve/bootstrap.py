@@ -12,6 +12,7 @@ from actors.shard import Limits
 from actors.supervision.clients import Resilience
 from actors.supervision.root import start_root_supervisor
 from actors.supervision.shared_actor import start_shared_supervisors
+from actors.tools.model import ModelClient
 from actors.tools.registry import Registry, shared_pipelines
 from actors.tools.runner import Tools
 from events import failpoints, tracing
@@ -19,6 +20,7 @@ from events.archive import Archive, Policy
 from events.archiver import Archiver
 from events.ask import Asker
 from events.bus import Bus
+from events.deltas import Deltas
 from events.inbox import Inbox
 from events.keys import Keys, parse_master_keys
 from events.objects import Objects
@@ -31,8 +33,12 @@ from events.valkey_vault import ValkeyVault
 from events.vault import Vault
 from projections.actor import start_projections
 from projections.runner import ReadModels
+from serve.agent_turns import AgentTurns
+from serve.booking import Bookings
 from serve.doors import Doors
+from serve.model_steps import ModelSteps
 from serve.observe import logs
+from serve.run_history import RunHistory
 from serve.sagas import load_sagas
 from serve.settings import Settings, SettingsError, tool_configs
 from serve.steps import ToolSteps
@@ -103,17 +109,29 @@ async def open_runner(name: str) -> RunnerConnections:
     load_sagas(settings.sagas)
     vault = await open_vault(settings)
     bus, keys = await open_bus(settings, name), keys_of(settings, vault)
-    resilience = await open_resilience(bus, name)
-    tools = Tools(Asker(bus), Registry(tool_configs(settings.models), build=shared_pipelines(resilience)))
-    handlers: dict[str, Handler] = {"function": call_function, "tool": ToolSteps(tools)}
+    store, resilience, asker = await open_store(settings), await open_resilience(bus, name), Asker(bus)
+    registry = Registry(tool_configs(settings.models), build=shared_pipelines(resilience))
+    tools, objects = Tools(asker, registry), open_objects(settings, keys)
+    turns = AgentTurns(RunHistory(store, keys).run, objects, registry)
+    models = {model.name: model for model in settings.models.models}
+    bookings, model_client = Bookings(asker, models.values(), settings.call_timeout_s), ModelClient(None)
+    model_steps = ModelSteps(models, bookings, model_client, resilience, turns, Deltas(bus), keys)
+    handlers: dict[str, Handler] = {
+        "function": call_function,
+        "tool": ToolSteps(tools, turns),
+        "model": model_steps,
+    }
 
     async def close() -> None:
         await tools.close()
+        await bookings.drain()
+        await model_client.close()
+        await store.close()
         await resilience.close()
         await bus.close()
         await vault.close()
 
-    return RunnerConnections(bus, keys, open_objects(settings, keys), handlers, settings.steps_at_once, close)
+    return RunnerConnections(bus, keys, objects, handlers, settings.steps_at_once, close)
 
 
 async def open_resilience(bus: Bus, name: str) -> Resilience:

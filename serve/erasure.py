@@ -12,6 +12,7 @@ import msgspec
 from events.archive import Archive, SegmentReader
 from events.catalog import DomainEvent
 from events.codec import StoredEvent, decode_record
+from events.deltas import Deltas
 from events.errors import IntegrityError
 from events.keys import CACHE_TTL_S
 from events.messages import personal_fields
@@ -200,6 +201,17 @@ class WorkPlace:
         return not left, f"{left} steps of runs wait for a runner" if left else "no step of a run waits for a runner"
 
 
+class DeltasPlace:
+    name = "text on its way"
+
+    async def erase(self, services: Services, tenant: str) -> None:
+        await Deltas(services.bus).purge(tenant)
+
+    async def check(self, services: Services, tenant: str) -> Checked:
+        left = await Deltas(services.bus).count(tenant)
+        return not left, f"{left} pieces that models have written" if left else "nothing that models have written"
+
+
 class ObjectsPlace:
     name = "object area"
 
@@ -230,7 +242,7 @@ class CachesPlace:
 PLACES: list[Place] = [
     # the queue first: what it still holds could write outcomes
     QueuePlace(), OutcomesPlace(), StorePlace(), KeyPlace(), LogPlace(), ChainPlace(), ArchivePlace(), ReadModelsPlace(),
-    WorkPlace(), ObjectsPlace(), CachesPlace(),
+    WorkPlace(), DeltasPlace(), ObjectsPlace(), CachesPlace(),
 ]  # fmt: skip
 
 

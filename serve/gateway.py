@@ -33,6 +33,7 @@ from serve.observe.request import Watched, current, note_error, traced
 from serve.observe.upstreams import UpstreamObserver
 from serve.own import own_commands, own_reads, own_runs
 from serve.own.routes import Reader
+from serve.run_history import RunHistory
 from serve.services import Services
 from serve.settings import Settings, tool_configs
 from serve.usage import TenantUsage, usage_of
@@ -198,6 +199,7 @@ class Gateway:
             outcomes,
             DeadLetters(inbox, outcomes, SystemClock()),
             self._metrics,
+            RunHistory(store, keys),
         )
         chat = ChatEndpoint(
             {model.name: model for model in settings.models.models},

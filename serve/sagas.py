@@ -2,6 +2,7 @@
 
 import importlib
 
+import actors.run.agent  # noqa: F401 - registers itself
 from serve.settings import SettingsError
 
 

@@ -17,6 +17,7 @@ from projections.runner import ReadModels
 from serve.auth import Authenticator, KnownTenants
 from serve.doors import Doors
 from serve.observe.metrics import Metrics
+from serve.run_history import RunHistory
 from serve.settings import Settings
 
 
@@ -38,3 +39,4 @@ class Services(msgspec.Struct, frozen=True):
     outcomes: Outcomes
     dead_letters: DeadLetters
     metrics: Metrics
+    runs: RunHistory

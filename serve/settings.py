@@ -25,7 +25,7 @@ from events import failpoints
 from events.errors import PlatformError
 from events.inbox import QUEUE_MAX
 from events.keys import MasterKeyError, parse_master_keys
-from events.money import Price
+from events.money import Price, nano_usd
 from events.slices import SLICE_COUNT
 
 if TYPE_CHECKING:
@@ -73,6 +73,11 @@ def _master_key(text: str) -> str:
     return text
 
 
+def _money(text: str) -> str:
+    nano_usd(text)
+    return text
+
+
 class Settings(BaseModel, frozen=True, extra="forbid"):
     """From ``TENANTRY_*`` variables, which every process of a deployment inherits. ``models`` is the file's content."""
 
@@ -93,6 +98,10 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     sagas: str = ""  # modules that declare sagas and step functions, separated by commas
     runners: PositiveInt = 1  # actors that carry out steps of runs
     steps_at_once: PositiveInt = 64  # per runner
+    agent_turns_max: PositiveInt = 100  # ceilings of an agent run; of the next three, 0 is none
+    agent_tokens_max: NonNegativeInt = 0
+    agent_cost_usd_max: Annotated[str, AfterValidator(_money)] = "0"
+    agent_seconds_max: Annotated[float, Field(ge=0)] = 86_400.0
     objects_url: str = ""  # an fsspec path for payloads of runs over 64 KiB; empty: those are refused
     tell_queue_max: PositiveInt = QUEUE_MAX  # commands that may wait in a tenant's queue
     idle_after_s: Annotated[float, Field(ge=0.1)] = 600.0  # a tenant not asked for so long leaves memory

@@ -1,31 +1,38 @@
-"""Steps of runs that need more than the run itself: calls of tools."""
+"""Steps of runs that call tools."""
 
 from typing import Any
 
+from actors.run.agent import AGENT
 from actors.run.functions import StepFailure
 from actors.run.runner import Done
 from actors.tools.errors import ToolOutcomeUnknownError
 from actors.tools.runner import Tools
 from events.run import Used
 from events.work import WorkItem
+from serve.agent_turns import AgentTurns
 
 
 class ToolSteps:
     """Steps of kind ``tool``: with the tool's policies, and with intent and result in the tenant's log."""
 
-    def __init__(self, tools: Tools) -> None:
-        self._tools = tools
+    def __init__(self, tools: Tools, turns: AgentTurns) -> None:
+        self._tools, self._turns = tools, turns
 
     async def __call__(self, item: WorkItem, args: Any) -> Done:
         """
         Raises:
-            StepFailure: The arguments are no object.
+            StepFailure: The arguments are no object; an agent wants what only a person may allow.
             ToolOutcomeUnknownError: It was called for an earlier attempt whose answer is lost, and can't be asked again.
             Whatever the call raises.
         """
         tool = item.order.target
         if not isinstance(args, dict):
             raise StepFailure("invalid_request", f"tool {tool!r} takes an object, got {type(args).__name__}")
+        # here as well as in the agent's plan: whoever wrote its specification, and whatever that says
+        is_guarded = item.saga == AGENT and self._tools.registry.config(tool, item.tenant).destructive
+        if is_guarded and not await self._turns.is_allowed(item):
+            message = f"tool {tool!r} is marked destructive: each call needs a person's approval (`approve`)"
+            raise StepFailure("approval_required", message)
         done = await self._tools.call(
             item.tenant,
             tool,

@@ -6,7 +6,7 @@ approval wait for the signal ``approve-n.1`` … first. What a tool could not do
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -17,9 +17,10 @@ from events.errors import InvalidCommandError
 from events.run import Reference, RetryRule, StepKind, StepOrder, pack, unpack, with_reference
 
 AGENT = "agent"
-_SAGA_PREFIX, _SAGA_FUNCTION_PREFIX = "saga:", "saga__"
+SAGA_PREFIX, _SAGA_FUNCTION_PREFIX = "saga:", "saga__"
 _SAME_CALLS_MAX = 3  # the same calls with the same arguments in so many turns: it goes in circles
 _MODEL_TIMEOUT_US, _TOOL_TIMEOUT_US = 600_000_000, 120_000_000
+N = TypeVar("N", int, float)
 
 
 class AgentLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -77,11 +78,17 @@ def approval_signal(turn: int, number: int) -> str:
 
 def function_name(tool: str) -> str:
     """What the model calls the tool: names of functions have no colon."""
-    return tool.replace(_SAGA_PREFIX, _SAGA_FUNCTION_PREFIX, 1) if tool.startswith(_SAGA_PREFIX) else tool
+    return tool.replace(SAGA_PREFIX, _SAGA_FUNCTION_PREFIX, 1) if tool.startswith(SAGA_PREFIX) else tool
 
 
 class AgentProgram:
     name, version = AGENT, 1
+
+    def input_schema(self) -> dict[str, Any]:
+        return msgspec.json.schema(AgentSpec)
+
+    def lasts_us(self, payload: bytes) -> int:
+        return round(self.spec(payload).limits.seconds * 1e6)
 
     def check_input(self, payload: bytes) -> None:
         try:
@@ -182,12 +189,44 @@ def _call_plan(run: Run, spec: AgentSpec, turn: int, number: int, call: ToolCall
     if step is not None:
         return None, not step.is_done
     kind: StepKind
-    kind, target = ("child", tool.removeprefix(_SAGA_PREFIX)) if tool.startswith(_SAGA_PREFIX) else ("tool", tool)
+    kind, target = ("child", tool.removeprefix(SAGA_PREFIX)) if tool.startswith(SAGA_PREFIX) else ("tool", tool)
     args = pack(call.arguments if _is_reference(call) else _parsed(call.arguments))
+    if (kind, target) == ("child", AGENT):
+        args = pack(_narrowed(AgentProgram.spec(args), spec, run))
     order = StepOrder(
         tool_step(turn, number), kind, target, _TOOL_TIMEOUT_US, Retry(attempts=2).rule(), is_optional=True
     )
     return Begin(order, args), True
+
+
+def _narrowed(child: AgentSpec, parent: AgentSpec, run: Run) -> AgentSpec:
+    """An agent's own agent, which a model has specified: it gets no more than what its parent has left, and none of the
+    parent's approvals is lost on the way.
+    """
+    left_tokens = parent.limits.tokens and parent.limits.tokens - run.used.input_tokens - run.used.output_tokens
+    left_cost = parent.limits.cost_nano_usd and parent.limits.cost_nano_usd - run.used.cost_nano_usd
+    limits = AgentLimits(
+        turns=min(child.limits.turns, parent.limits.turns),
+        calls_per_turn=min(child.limits.calls_per_turn, parent.limits.calls_per_turn),
+        tokens=_lower(child.limits.tokens, left_tokens),
+        cost_nano_usd=_lower(child.limits.cost_nano_usd, left_cost),
+        seconds=_lower(child.limits.seconds, parent.limits.seconds),
+        depth=min(child.limits.depth, parent.limits.depth),
+    )
+    tools = tuple(tool for tool in child.tools if tool in parent.tools)
+    return msgspec.structs.replace(
+        child,
+        model=parent.model,
+        tools=tools,
+        approve=tuple(tool for tool in tools if tool in {*parent.approve, *child.approve}),
+        limits=limits,
+        max_output_tokens=min(child.max_output_tokens, parent.max_output_tokens),
+    )
+
+
+def _lower(asked: N, ceiling: N) -> N:
+    """Of two ceilings, where 0 is none."""
+    return min(asked, ceiling) if asked and ceiling else asked or ceiling
 
 
 def _tool_of(spec: AgentSpec, call: ToolCall) -> str | None:
@@ -214,12 +253,30 @@ def refusal_of(run: Run, spec: AgentSpec, turn: int, number: int, call: ToolCall
             _parsed(call.arguments)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             return f"the arguments are not JSON: {error}"
-    if tool.startswith(_SAGA_PREFIX) and run.id.count("/") >= spec.limits.depth:
+    if tool == SAGA_PREFIX + AGENT and (problem := _agent_problem(call)):
+        return problem
+    if tool.startswith(SAGA_PREFIX) and run.id.count("/") >= spec.limits.depth:
         return f"runs nest at most {spec.limits.depth} deep"
     approval = run.steps.get(approval_signal(turn, number))
     if approval is not None and approval.status == "succeeded" and not _is_approved(approval):
         return "a person has refused this call"
     return ""
+
+
+def _agent_problem(call: ToolCall) -> str:
+    if _is_reference(call):
+        return "a specification of an agent that is too large"
+    try:
+        agent.check_input(pack(_parsed(call.arguments)))
+    except InvalidCommandError as error:
+        return str(error)
+    return ""
+
+
+def is_allowed(run: Run, tool_step: str) -> bool:
+    """Whether a person has allowed the call that is the step ``tool-n.m``."""
+    approval = run.steps.get(tool_step.replace("tool-", "approve-", 1))
+    return approval is not None and approval.status == "succeeded" and _is_approved(approval)
 
 
 def _is_approved(step: Step) -> bool:

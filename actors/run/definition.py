@@ -258,6 +258,14 @@ class Program(Protocol):
         """Raises InvalidCommandError where the program can't begin with that."""
         ...
 
+    def input_schema(self) -> dict[str, Any]:
+        """JSON Schema of its input: what a model is told where the saga is one of its tools."""
+        ...
+
+    def lasts_us(self, payload: bytes) -> int:
+        """How long a child run with that input may take; 0: as long as its parent."""
+        ...
+
     def forward(self, run: Run) -> Plan: ...
 
     def backward(self, run: Run) -> Plan:
@@ -304,6 +312,12 @@ class Saga:
 
     def _view(self, run: Run) -> View:
         return View(run, self.input_type, self._outputs)
+
+    def input_schema(self) -> dict[str, Any]:
+        return input_schema(self.input_type)
+
+    def lasts_us(self, _payload: bytes) -> int:
+        return 0
 
     def has_undo(self, _run: Run, step: str) -> bool:
         leaf = self._leaves.get(step)
@@ -355,6 +369,10 @@ class Saga:
         if leaf.undo is None or not must_undo(run, leaf.name, leaf.undo) or undo_name(leaf.name) in run.steps:
             return []
         return [undo_begin(leaf.name, leaf.undo, view)]
+
+
+def input_schema(kind: type | None) -> dict[str, Any]:
+    return {} if kind is None else msgspec.json.schema(kind)
 
 
 def must_undo(run: Run, step: str, undo: Undo) -> bool:

@@ -28,6 +28,7 @@ from actors.run.definition import (
     Timer,
     Undo,
     View,
+    input_schema,
     must_undo,
     undo_begin,
 )
@@ -134,6 +135,12 @@ class FunctionSaga:
     def _input(self, payload: bytes) -> Any:
         plain = unpack(payload)
         return plain if self._input_type is None else msgspec.convert(plain, self._input_type)
+
+    def input_schema(self) -> dict[str, Any]:
+        return input_schema(self._input_type)
+
+    def lasts_us(self, _payload: bytes) -> int:
+        return 0
 
     def has_undo(self, run: Run, step: str) -> bool:
         return self._replay(run).seen.get(step) is not None

@@ -489,8 +489,9 @@ class _Turn:
             self.emit(StepFailed(parent, order.step, 1, "child_refused", problem, 0, 0, Used()))
             return
         command = StartRun(
-            identity, order.target, begin.args, program.version, run.priority, 0, parent, run.key_id, dict(run.tags)
-        )
+            identity, order.target, begin.args, program.version, run.priority, 0, parent, run.key_id, dict(run.tags),
+            lasts_us=program.lasts_us(begin.args),
+        )  # fmt: skip
         self._begin(command, program.version)
 
     def _succeed(self, run_id: str, step: str, result: bytes, duration_us: int, used: Used) -> None:

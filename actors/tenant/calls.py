@@ -8,7 +8,7 @@ from typing import Any
 from actors.tenant import books, budgets, limits
 from actors.tenant.keys import scopes_of, usable_key
 from actors.tenant.prices import price_of
-from actors.tenant.state import Reservation, Tenant, UnknownCall, subjects_of
+from actors.tenant.state import Key, Reservation, Tenant, UnknownCall, subjects_of
 from events.errors import (
     ForbiddenError,
     InvalidCommandError,
@@ -39,22 +39,22 @@ _CALLING: frozenset[Scope] = frozenset(("inference", "runs"))  # scopes of which
 
 
 def reserve(state: Tenant, command: ReserveCall, now_us: int) -> list[TenantEvent]:
-    key = usable_key(state, command.key_id, now_us)
+    # without a key: a run that an operator has started
+    key = usable_key(state, command.key_id, now_us) if command.key_id else None
     if command.reservation_id in state.reservations:
         return []
     if state.is_suspended:
         raise TenantSuspendedError
-    if _CALLING.isdisjoint(scopes_of(state, key)):
-        raise ForbiddenError("this needs a key with the scope 'inference'")
-    if key.models is not None and command.model not in key.models:
-        raise ModelNotAllowedError(command.model, key.models)
+    if key is not None:
+        _check_key(state, key, command.model)
     _check_maxima(command)
     at_us, tokens_max = state.now_us(now_us), command.input_tokens_max + command.output_tokens_max
     price = price_of(state, command.model, command.price)
     cost_max = command.cost_max_nano_usd
     if price is not None:
         cost_max = price.cost_nano_usd(command.input_tokens_max, command.output_tokens_max)
-    subjects = subjects_of(command.key_id, key.user_id)
+    user_id = key.user_id if key is not None else ""
+    subjects = subjects_of(command.key_id, user_id)
     budgets.check(state, subjects, cost_max, at_us)
     if state.limits:
         limits.check(state, subjects, tokens_max, at_us)
@@ -68,12 +68,19 @@ def reserve(state: Tenant, command: ReserveCall, now_us: int) -> list[TenantEven
             _expires_us(now_us, command.ttl_us),
             max(budgets.window_start_us(account.window, at_us), account.window_start_us),
             at_us,
-            key.user_id,
+            user_id,
             tokens_max,
             price,
             _known_tags(state, command.tags),
         )
     ]
+
+
+def _check_key(state: Tenant, key: Key, model: str) -> None:
+    if _CALLING.isdisjoint(scopes_of(state, key)):
+        raise ForbiddenError("this needs a key with the scope 'inference'")
+    if key.models is not None and model not in key.models:
+        raise ModelNotAllowedError(model, key.models)
 
 
 def _expires_us(now_us: int, ttl_us: int) -> int:

@@ -161,6 +161,8 @@ class Tenant(msgspec.Struct, frozen=True):
 
 def subjects_of(key_id: str, user_id: str) -> tuple[str, ...]:
     """Whose budgets and limits a call counts for."""
+    if not key_id:
+        return (TENANT_SCOPE,)
     if user_id:
         return (TENANT_SCOPE, key_subject(key_id), user_subject(user_id))
     return (TENANT_SCOPE, key_subject(key_id))

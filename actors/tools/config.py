@@ -58,7 +58,8 @@ class ToolConfig(PoliciesConfig, frozen=True):
 
     ``adapter`` is a kind that comes with the platform, or ``module:Class`` of your own. ``payloads`` says what the log
     keeps of inputs and outputs: nothing, their SHA-256, or all of it, encrypted under the tenant's key. ``cost_usd`` is
-    what a call costs that succeeded. ``overrides`` maps a tenant's id to the settings that differ for it.
+    what a call costs that succeeded. ``destructive``: an agent's model may call it only where a person allows each call.
+    ``overrides`` maps a tenant's id to the settings that differ for it.
     """
 
     name: ToolName
@@ -66,6 +67,7 @@ class ToolConfig(PoliciesConfig, frozen=True):
     description: str = ""
     payloads: PayloadPolicy = "hash"
     cost_usd: str = "0"
+    destructive: bool = False
     timeout_s: Seconds | None = 10.0
     bulkhead: BulkheadConfig | None = BulkheadConfig(permits=10)
     breaker: BreakerConfig | None = BreakerConfig()

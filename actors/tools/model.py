@@ -113,11 +113,11 @@ class ModelClient:
 
     @asynccontextmanager
     async def _observed(
-        self, upstream: Upstream, body: dict[str, Any]
+        self, upstream: Upstream, body: dict[str, Any], idempotency_key: str = ""
     ) -> AsyncIterator[tuple[ObservedRequest, aiohttp.ClientResponse]]:
         request, problem = self._observer.begin(upstream, body), None
         try:
-            async with self._post(upstream, body, request.traceparent) as response:
+            async with self._post(upstream, body, request.traceparent, idempotency_key) as response:
                 yield request, response
         except BaseException as error:
             problem = error
@@ -127,11 +127,13 @@ class ModelClient:
 
     @asynccontextmanager
     async def _post(
-        self, upstream: Upstream, body: dict[str, Any], traceparent: str
+        self, upstream: Upstream, body: dict[str, Any], traceparent: str, idempotency_key: str
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         headers = {"content-type": "application/json"}
         if traceparent:
             headers["traceparent"] = traceparent
+        if idempotency_key:
+            headers["idempotency-key"] = idempotency_key
         if upstream.api_key_env:
             headers["authorization"] = f"Bearer {os.environ.get(upstream.api_key_env, '')}"
         data = msgspec.json.encode({**body, "model": upstream.model})
@@ -158,9 +160,11 @@ class ModelClient:
             request.answered(answer)
             return answer
 
-    async def stream(self, upstream: Upstream, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+    async def stream(
+        self, upstream: Upstream, body: dict[str, Any], *, idempotency_key: str = ""
+    ) -> AsyncGenerator[dict[str, Any], None]:
         """Chunks as they come. Ends where the upstream says [DONE]; raises where it ends without."""
-        async with self._observed(upstream, body) as (request, response):
+        async with self._observed(upstream, body, idempotency_key) as (request, response):
             buffer, size = b"", 0
             async for data in response.content.iter_any():
                 size += len(data)

@@ -2,11 +2,14 @@
 
 from typing import Annotated, Any
 
-from fastapi import Body, Response
+from fastapi import Body, Header, Response
+from fastapi.responses import StreamingResponse
 
 from serve.admin import run_actions as runs
+from serve.admin.new_run import NewRun
 from serve.admin.routes import IdempotencyKey, Svc, Who, router
-from serve.admin.run_actions import ForkFrom, NewRun, RunOut
+from serve.admin.run_actions import ForkFrom, RunOut
+from serve.run_events import events_of
 
 
 @router.post("/tenants/{tenant}/runs", status_code=202)
@@ -63,6 +66,15 @@ async def fork_run(
 ) -> RunOut:
     """Start a new run that keeps the results before a step, and does the rest anew."""
     return await runs.fork(services, Who(tenant), run_id, body.step, response, idempotency_key)
+
+
+@router.get("/tenants/{tenant}/runs/{run_id:path}/events", response_class=StreamingResponse)
+async def follow_run(
+    services: Svc, tenant: str, run_id: str, last_event_id: Annotated[str | None, Header()] = None
+) -> StreamingResponse:
+    """What happens in the run, and what its models write, as server-sent events until it has ended."""
+    events = await events_of(services, tenant, run_id, last_event_id)
+    return StreamingResponse(events, media_type="text/event-stream")
 
 
 @router.get("/tenants/{tenant}/runs/{run_id:path}")

@@ -6,9 +6,11 @@ from fastapi import APIRouter, Body, Header, Response
 from fastapi.responses import StreamingResponse
 
 from serve.admin import run_actions as runs
+from serve.admin.new_run import NewRun
 from serve.admin.routes import IdempotencyKey, Svc, Who
-from serve.admin.run_actions import ForkFrom, NewRun, RunOut
+from serve.admin.run_actions import ForkFrom, RunOut
 from serve.own.routes import Reader, Starter
+from serve.run_events import events_of
 
 own_runs = APIRouter(prefix="/v1/runs", tags=["runs"])
 
@@ -17,7 +19,7 @@ own_runs = APIRouter(prefix="/v1/runs", tags=["runs"])
 async def start_own_run(
     services: Svc, caller: Starter, body: NewRun, response: Response, idempotency_key: IdempotencyKey = None
 ) -> RunOut:
-    """Start a run of a saga: 202 once it is on disk. The same Idempotency-Key with the same body is the same run."""
+    """Start a run of a saga or of an agent: 202 once it is on disk. The same Idempotency-Key with the same body is the same run."""
     return await runs.start(services, Who.caller(caller), body, response, idempotency_key)
 
 
@@ -25,8 +27,10 @@ async def start_own_run(
 async def follow_own_run(
     services: Svc, caller: Reader, run_id: str, last_event_id: Annotated[str | None, Header()] = None
 ) -> StreamingResponse:
-    """What happens in the run, as server-sent events until it has ended; `Last-Event-ID` goes on after that one."""
-    events = await runs.events_of(services, caller.tenant, run_id, last_event_id)
+    """What happens in the run, and what its models write (`run.delta`: a piece of text and its offset), as server-sent
+    events until it has ended; `Last-Event-ID` goes on after that one.
+    """
+    events = await events_of(services, caller.tenant, run_id, last_event_id)
     return StreamingResponse(events, media_type="text/event-stream")
 
 

@@ -19,7 +19,7 @@ UPSTREAM_KEY_ENV, UPSTREAM_KEY = "TEST_UPSTREAM_API_KEY", "upstream-0123456789ab
 METRICS_KEY = "metrics-0123456789abcdef"
 TEXT = "".join(WORDS)
 ASK: Any = [{"role": "user", "content": "What is the answer?"}]
-BEHAVIOURS = ("ok", "slow", "broken", "error-500", "error-400", "error-429", "no-usage", "hang")
+BEHAVIOURS = ("ok", "slow", "broken", "error-500", "error-400", "error-429", "no-usage", "hang", "scripted")
 
 
 def models_of(upstream: FakeUpstream) -> ModelsFile:
@@ -33,8 +33,9 @@ def models_of(upstream: FakeUpstream) -> ModelsFile:
         for name in BEHAVIOURS
     ]
     away = Model(name="m-away", upstreams=(Upstream(base_url="http://127.0.0.1:1/v1", model="ok"),), price=price)
-    tool = {"name": "mock", "adapter": "tests.kit.fakes:MockTool", "bulkhead": 5}
-    return ModelsFile(models=(*models, away), tools=(tool,))
+    tool = {"name": "mock", "adapter": "tests.kit.fakes:MockTool", "bulkhead": 5, "description": "Looks things up."}
+    wipe = {"name": "wipe", "adapter": "tests.kit.fakes:MockTool", "destructive": True}
+    return ModelsFile(models=(*models, away), tools=(tool, wipe))
 
 
 class World:

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import re
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -21,14 +23,18 @@ class Ledger:
     input_tokens: int = 0
     output_tokens: int = 0
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    by_key: dict[str, dict[str, Any]] = field(default_factory=dict)  # Idempotency-Key -> the message answered to it
 
 
 class FakeUpstream:
-    """Behaviour is chosen by the name of the model asked for: ok, slow, broken, error-500, error-400, no-usage, hang."""
+    """Behaviour is chosen by the name of the model asked for: ok, slow, broken, error-500, error-400, no-usage, hang;
+    ``scripted`` says what ``script`` has next, and the same again, unbilled, to a repeated Idempotency-Key.
+    """
 
     def __init__(self) -> None:
         self.ledger = Ledger()
         self.go_on = asyncio.Event()  # "slow" sends two words, then waits for this
+        self.script: deque[dict[str, Any]] = deque()  # messages of an assistant
         self.base_url = ""
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -44,6 +50,8 @@ class FakeUpstream:
             return web.json_response({"error": error}, status=status)
         if model == "hang":
             await self._until_cancelled(asyncio.Event().wait())
+        if model == "scripted":
+            return await self._scripted(request, body)
         if body.get("stream"):
             return await self._stream(request, body)
         return web.json_response(self._whole(body))
@@ -55,11 +63,36 @@ class FakeUpstream:
             self.ledger.cancelled.set()
             raise
 
+    async def _scripted(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        """As a stream: text by words, arguments of tools in two pieces."""
+        key = request.headers.get("idempotency-key", "")
+        message = self.ledger.by_key.get(key)
+        if message is None:
+            message = self.ledger.by_key[key] = self.script.popleft()
+            self._bill(body)
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        for delta in _deltas_of(message):
+            chunk: dict[str, Any] = {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+            await response.write(f"data: {json.dumps(chunk)}\n\n".encode())
+        usage = self._usage(body)
+        closing: dict[str, Any] = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+        ending: list[dict[str, Any]] = [closing, {"choices": [], "usage": usage}]
+        for chunk in ending:
+            await response.write(f"data: {json.dumps(chunk)}\n\n".encode())
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
     def _bill(self, body: dict[str, Any]) -> dict[str, int]:
+        usage = self._usage(body)
+        self.ledger.input_tokens += usage["prompt_tokens"]
+        self.ledger.output_tokens += usage["completion_tokens"]
+        return usage
+
+    @staticmethod
+    def _usage(body: dict[str, Any]) -> dict[str, int]:
         prompt = sum(len(str(message.get("content", "")).split()) for message in body["messages"])
         answer = min(len(WORDS), body["max_tokens"])
-        self.ledger.input_tokens += prompt
-        self.ledger.output_tokens += answer
         return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
 
     def _whole(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -96,6 +129,23 @@ class FakeUpstream:
             await send([], usage=usage)
         await response.write(b"data: [DONE]\n\n")
         return response
+
+
+def asks(name: str, **arguments: Any) -> dict[str, Any]:
+    """A message that calls a tool."""
+    function = {"name": name, "arguments": json.dumps(arguments)}
+    return {"tool_calls": [{"index": 0, "id": f"call-{name}", "type": "function", "function": function}]}
+
+
+def _deltas_of(message: dict[str, Any]) -> list[dict[str, Any]]:
+    deltas: list[dict[str, Any]] = [{"role": "assistant"}]
+    deltas += [{"content": piece} for piece in re.findall(r"\s*\S+", str(message.get("content") or ""))]
+    for call in message.get("tool_calls", ()):
+        function, half = call["function"], len(call["function"]["arguments"]) // 2
+        first, second = function["arguments"][:half], function["arguments"][half:]
+        deltas.append({"tool_calls": [{**call, "function": {**function, "arguments": first}}]})
+        deltas.append({"tool_calls": [{"index": call["index"], "function": {"arguments": second}}]})
+    return deltas
 
 
 @asynccontextmanager

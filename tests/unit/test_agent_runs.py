@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from actors.run.agent import AGENT, conversation
+from actors.run.agent import AGENT, AgentProgram, conversation
 from events.errors import InvalidCommandError
 from events.run import FinishStep, Used, pack, unpack
 from tests.kit.runs import Lab
@@ -98,6 +98,27 @@ def test_ceilings_hold(limits: dict[str, Any], used: Used, code: str) -> None:
     lab.send(FinishStep("r", "model-1", 1, pack(asks(("weather", {}))), 1, used))
     lab.finish("tool-1.1")
     assert lab.run().code == code
+
+
+def test_an_agent_of_an_agent_gets_no_more_than_its_parent_has_left() -> None:
+    lab = begun(
+        tools=["saga:agent", "pay"], approve=["pay"], limits={"tokens": 100, "seconds": 60, "turns": 5, "depth": 1}
+    )
+    greedy = {"model": "large", "messages": SPEC["messages"], "tools": ["pay", "nuke"], "limits": {"turns": 900}}
+    made = asks(("saga__agent", greedy))
+    lab.send(FinishStep("r", "model-1", 1, pack(made), 1, Used(0, 30, 10)))
+    child = lab.runs.open["r/tool-1.1"]
+    spec = AgentProgram.spec(child.input)
+    assert (spec.model, spec.tools, spec.approve) == ("small", ("pay",), ("pay",))
+    assert (spec.limits.tokens, spec.limits.turns, spec.limits.seconds) == (60, 5, 60)
+    assert child.deadline_us == child.started_us + 60_000_000, "its time is limited, too"
+
+
+def test_an_agent_that_a_model_specifies_badly_is_told_so() -> None:
+    lab = begun(tools=["saga:agent"], approve=[])
+    lab.finish("model-1", asks(("saga__agent", {"model": "small", "messages": []})))
+    assert lab.names() == ["model-2"]
+    assert "at least one message" in str(conversation(lab.run(), 2)[-1])
 
 
 @pytest.mark.parametrize(
