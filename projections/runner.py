@@ -104,14 +104,15 @@ class ReadModels:
         cipher = await self.cipher(tenant)
         for _, record, event in page:
             for write in projection.apply(tenant, record, event):
-                match write:
-                    case Add(field, amount):
-                        adds[field] = adds.get(field, 0) + amount
-                    case Put(field, value, is_personal=True):
-                        if cipher is not WITHOUT_KEY:  # of an erased tenant nothing personal is kept
-                            puts[field] = seal_bytes(cipher, _sealed_as(projection, field.encode()), value)
-                    case Put(field, value):
-                        puts[field] = value
+                field = write.field
+                if type(write) is Add:
+                    adds[field] = adds.get(field, 0) + write.amount
+                    continue
+                assert isinstance(write, Put)
+                if not write.is_personal:
+                    puts[field] = write.value
+                elif cipher is not WITHOUT_KEY:  # of an erased tenant nothing personal is kept
+                    puts[field] = seal_bytes(cipher, _sealed_as(projection, field.encode()), write.value)
         keys = (
             checkpoint_key(projection.name, projection.generation, slice_of(tenant)),
             model_key(projection.name, projection.generation, tenant),

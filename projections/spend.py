@@ -5,12 +5,10 @@ from typing import Literal, get_args
 
 from events.catalog import DomainEvent
 from events.codec import Record
-from events.tenant import CallCredited, CallSettled, ReservationExpired
 from projections.model import Add, Write
-from projections.usage import COUNTERS, Usage, day_of, usage_of_event
+from projections.usage import BOOKINGS, COUNTERS, Booking, Usage, day_of, usage_of_event
 
 SpendBy = Literal["key", "user", "model", "tag"]
-_Booked = CallSettled | ReservationExpired | CallCredited
 
 
 class SpendProjection:
@@ -18,8 +16,9 @@ class SpendProjection:
     generation = 1
 
     def apply(self, tenant: str, record: Record, event: DomainEvent) -> list[Write]:
-        if not isinstance(event, _Booked):
+        if type(event) not in BOOKINGS:
             return []
+        assert isinstance(event, Booking)
         day, usage = day_of(record), usage_of_event(event)
         amounts = [(counter, amount) for counter in COUNTERS if (amount := getattr(usage, counter)) != 0]
         return [
@@ -30,7 +29,7 @@ class SpendProjection:
         ]
 
 
-def _names(event: _Booked) -> Iterator[tuple[SpendBy, str]]:
+def _names(event: Booking) -> Iterator[tuple[SpendBy, str]]:
     """All that the call's cost is reported under. A call without a key, user or tag is under none of that kind."""
     if event.key_id:
         yield "key", event.key_id

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 
 import msgspec
 
@@ -10,6 +11,9 @@ from events.codec import Record
 from events.tenant import CallCredited, CallSettled, ReservationExpired
 from projections.model import Add, Write
 
+Booking = CallSettled | ReservationExpired | CallCredited
+BOOKINGS = frozenset(Booking.__args__)  # most events are none of these, which a set says at once
+_DAY_US = 24 * 3600 * 1_000_000
 COUNTERS = ("requests", "failed", "unknown", "input_tokens", "output_tokens", "cost_nano_usd")
 
 
@@ -35,12 +39,13 @@ class UsageProjection:
     generation = 1
 
     def apply(self, tenant: str, record: Record, event: DomainEvent) -> list[Write]:
-        if not isinstance(event, CallSettled | ReservationExpired | CallCredited):
+        if type(event) not in BOOKINGS:
             return []
+        assert isinstance(event, Booking)
         return _adds(day_of(record), event.model, usage_of_event(event))
 
 
-def usage_of_event(event: CallSettled | ReservationExpired | CallCredited) -> Usage:
+def usage_of_event(event: Booking) -> Usage:
     """What a booking adds. A credit corrects, on its own day, a call that was booked as unknown before."""
     match event:
         case CallSettled():
@@ -65,7 +70,13 @@ def usage_of_event(event: CallSettled | ReservationExpired | CallCredited) -> Us
 
 
 def day_of(record: Record) -> str:
-    return datetime.fromtimestamp(record.time_us / 1e6, UTC).date().isoformat()
+    """The day that the event happened on (UTC), as ISO 8601 writes it."""
+    return _day(record.time_us // _DAY_US)
+
+
+@lru_cache(maxsize=64)
+def _day(number: int) -> str:
+    return datetime.fromtimestamp(number * _DAY_US / 1e6, UTC).date().isoformat()
 
 
 def _adds(day: str, model: str, usage: Usage) -> list[Write]:

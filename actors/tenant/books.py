@@ -35,7 +35,8 @@ class Books:
         self._before = tenant
         self._version, self._clock_us = tenant.version, tenant.clock_us
         self._account = OpenAccount(tenant.account)
-        self._accounts, self._others = tenant.accounts, dict[str, OpenAccount]()
+        self._accounts = tenant.accounts
+        self._others: dict[str, OpenAccount] = {}
         self._limits = tenant.limits
         self._reservations = tenant.reservations.mutate()
         self._expiries = dict(tenant.expiries)

@@ -54,9 +54,15 @@ def decide(state: Tenant, tenant: str, command: TenantCommand, now_us: int) -> l
     Raises:
         Refusal: The command can't be granted; nothing happens.
     """
-    if not (state.exists or isinstance(command, CreateTenant)):
+    if state.exists:
+        # most of what is asked, told apart at once: that a struct is none of a kind takes ``isinstance`` its time to say
+        if type(command) is ReserveCall:
+            return calls.reserve(state, command, now_us)
+        if type(command) is SettleCall:
+            return calls.settle(state, command)
+    elif not isinstance(command, CreateTenant):
         raise NotFoundError("tenant", tenant)
-    match command:  # what is asked most often comes first: that a struct is none of a kind takes Python its time to say
+    match command:
         case ReserveCall():
             return calls.reserve(state, command, now_us)
         case SettleCall():
@@ -136,6 +142,8 @@ _EVOLVE: dict[type[TenantEvent], Callable[[Tenant, Any, int], Tenant]] = {
 
 def answer(state: Tenant, tenant: str, command: TenantCommand, now_us: int) -> dict[str, Any]:
     """The result of a command that was granted, as plain data; ``state`` is the one after its events."""
+    if type(command) is SettleCall:  # at once, as in ``decide``
+        return {"reservation_id": command.reservation_id}
     match command:
         case ReserveCall(reservation_id):
             return calls.reserved_row(state, reservation_id, now_us)
