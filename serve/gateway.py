@@ -25,8 +25,9 @@ from serve.admin.routes import POSITION_MAX, Svc
 from serve.asgi import Receive, Scope, Send, header
 from serve.auth import Authenticator, KnownTenants, bearer
 from serve.chat import ChatEndpoint
+from serve.command_route import CommandTable
 from serve.doors import OwnDoor
-from serve.http_errors import HttpError, as_http_error, error_body, error_headers, unexpected_error
+from serve.http_errors import HttpError, as_http_error, error_body, error_headers, invalid, unexpected_error
 from serve.observe.asker import MeasuredAsker
 from serve.observe.metrics import Metrics, shard_loads
 from serve.observe.request import Watched, current, note_error, traced
@@ -61,9 +62,7 @@ async def _on_platform_error(_request: Request, error: Exception) -> Response:
 
 async def _on_invalid(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"][1:])
-    return _error_response(HttpError(400, "invalid_request", f"{where}: {first['msg']}", param=where or None))
+    return _error_response(invalid(error))
 
 
 async def _on_unexpected(_request: Request, error: Exception) -> Response:
@@ -151,6 +150,7 @@ class Gateway:
 
     def __init__(self) -> None:
         self._opening: asyncio.Task[tuple[FastAPI, ChatEndpoint]] | None = None
+        self._commands: CommandTable | None = None
         self._metrics = Metrics()
         self._door: OwnDoor | None = None
 
@@ -201,6 +201,7 @@ class Gateway:
             self._metrics,
             RunHistory(store, keys),
         )
+        self._commands = CommandTable((*commands.routes, *own_commands.routes), app.state.services)
         chat = ChatEndpoint(
             {model.name: model for model in settings.models.models},
             authenticator,
@@ -274,6 +275,12 @@ class Gateway:
         if scope["path"] == CHAT_PATH and scope["method"] == "POST":
             send.route = CHAT_PATH
             await chat(scope, receive, send)
+            return
+        assert self._commands is not None
+        if found := self._commands.find(scope):
+            command, parameters = found
+            send.route = command.path
+            await command(parameters, scope, receive, send)
             return
         if scope["path"].startswith(ADMIN_PREFIX) and (refusal := self._refuse_stranger(app, scope)):
             await refusal(scope, receive, send)

@@ -5,6 +5,7 @@ import math
 import secrets
 
 import msgspec
+from fastapi.exceptions import RequestValidationError
 
 from actors.tools.errors import ToolError, ToolRefusedError
 from events.errors import BusUnavailableError, PlatformError, StoreUnavailableError, TransientError
@@ -95,6 +96,13 @@ def _tool_http_error(error: ToolError) -> HttpError:
     should_retry = error.retryable and not error.may_have_happened
     status = _STATUS.get(error.code, 503)
     return HttpError(status, error.code, error.message, retry_after_s=error.retry_after_s, should_retry=should_retry)
+
+
+def invalid(error: RequestValidationError) -> HttpError:
+    """What is wrong with the first field that is, and which it is."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"][1:])
+    return HttpError(400, "invalid_request", f"{where}: {first['msg']}", param=where or None)
 
 
 def unexpected_error(error: Exception) -> HttpError:

@@ -1,11 +1,13 @@
-"""HTTP commands with a body through Serve: budgets set on the real gateway, each a durable event, and the bare
-application beside it, which has the bare responder append as many bytes. One HAProxy, one load generator for both.
+"""HTTP: commands with a body (budgets set on the real gateway, each a durable event), chat completions and streams, through
+Serve's door and through the replica's own. Beside each the bare application, behind the same HAProxy or on a uvicorn of its
+own, whose bare responder appends as many bytes. One load generator and one model server for all.
 """
 
 import asyncio
 import os
 import sys
 from collections.abc import Mapping
+from typing import Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -17,33 +19,76 @@ from tests.bench.programs import ROOT
 from tests.bench.results import BenchError
 
 CONNECTIONS = 64
+MODEL = "instant"
 _WARMUP_S = 1.0
-_BODY = '{"limit_usd":"%d.00","window":"month"}'
+_BUDGET = '{"limit_usd":"%d.00","window":"month"}'
+_CHAT = '{"model":"instant","messages":[{"role":"user","content":"What is the square root of %d?"}],"max_tokens":200}'
+_STREAM = _CHAT[:-1] + ',"stream":true}'
+
+Kind = Literal["command", "chat", "stream"]
+Door = Literal["serve", "own"]
 
 
-class Commands:
-    """One load after the other; no two requests ever set the same limit."""
+class Target(msgspec.Struct, frozen=True):
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: str
 
-    def __init__(self, running: Running, tenant: str) -> None:
-        address = urlsplit(running.base_url)
-        assert address.hostname is not None
-        assert address.port is not None
-        self._host, self._port = address.hostname, address.port
-        self._our_path = f"/admin/v1/tenants/{tenant}/budget"
-        self._our_headers = {"authorization": f"Bearer {running.admin_key}"}
+
+class Loads:
+    """One load after the other; no two requests are ever the same."""
+
+    def __init__(
+        self, running: Running, tenant: str, key: str, own_url: str, ceiling_own_url: str, model_url: str
+    ) -> None:
+        self._doors = {
+            ("ours", "serve"): running.base_url,
+            ("ours", "own"): own_url,
+            ("ceiling", "serve"): running.base_url,
+            ("ceiling", "own"): ceiling_own_url,
+            ("direct", "serve"): model_url,
+        }
+        admin, ours = {"authorization": f"Bearer {running.admin_key}"}, {"authorization": f"Bearer {key}"}
+        self._targets = {
+            ("ours", "command"): Target("PUT", f"/admin/v1/tenants/{tenant}/budget", admin, _BUDGET),
+            ("ours", "chat"): Target("POST", "/v1/chat/completions", ours, _CHAT),
+            ("ours", "stream"): Target("POST", "/v1/chat/completions", ours, _STREAM),
+            ("ceiling", "command"): Target("PUT", bare_app.PREFIX, {}, _BUDGET),
+            ("ceiling", "chat"): Target("POST", f"{bare_app.PREFIX}/chat", {}, _CHAT),
+            ("ceiling", "stream"): Target("POST", f"{bare_app.PREFIX}/stream", {}, _STREAM),
+            ("direct", "chat"): Target("POST", "/v1/chat/completions", {}, _CHAT),
+        }
         self._number = 1_000_000
 
-    async def ours(self, seconds: float) -> Outcome:
-        return await self._load(self._our_path, self._our_headers, seconds)
+    async def ours(self, kind: Kind, door: Door, seconds: float, connections: int = CONNECTIONS) -> Outcome:
+        return await self._load(("ours", door), ("ours", kind), seconds, connections)
 
-    async def ceiling(self, seconds: float) -> Outcome:
-        return await self._load(bare_app.PREFIX, {}, seconds)
+    async def ceiling(self, kind: Kind, door: Door, seconds: float, connections: int = CONNECTIONS) -> Outcome:
+        return await self._load(("ceiling", door), ("ceiling", kind), seconds, connections)
 
-    async def _load(self, path: str, headers: Mapping[str, str], seconds: float) -> Outcome:
-        typed = {"content-type": "application/json", **headers}
+    async def direct(self, seconds: float, connections: int) -> Outcome:
+        """The model server without anything before it."""
+        return await self._load(("direct", "serve"), ("direct", "chat"), seconds, connections)
+
+    async def _load(self, door: tuple[str, str], target: tuple[str, str], seconds: float, connections: int) -> Outcome:
+        address, asked = urlsplit(self._doors[door]), self._targets[target]
+        assert address.hostname is not None
+        assert address.port is not None
+        headers = {"content-type": "application/json", **asked.headers}
         plan = Plan(
-            self._host, self._port, "PUT", path, typed, _BODY, self._number, CONNECTIONS, _WARMUP_S, seconds
-        )  # fmt: skip
+            address.hostname,
+            address.port,
+            asked.method,
+            asked.path,
+            headers,
+            asked.body,
+            self._number,
+            connections,
+            _WARMUP_S,
+            seconds,
+            target[1] == "stream",
+        )
         self._number += 1_000_000
         return await _generate(plan)
 

@@ -16,10 +16,10 @@ from events.valkey_store import ValkeyEventStore, connect
 from serve import ray_runtime
 from serve.client import AdminClient, AdminError
 from serve.installation import Running
-from tests.bench import bare_app, tenants
+from tests.bench import bare_app, doors, tenants
 from tests.bench.asks import IN_FLIGHT, Load, Send, ceiling_senders, drive, event_bytes, our_senders
-from tests.bench.http_commands import Commands
-from tests.bench.programs import environment_kept, platform
+from tests.bench.http_commands import Loads
+from tests.bench.programs import environment_kept, model_server, platform
 from tests.bench.responder import Responder, open_store
 from tests.bench.results import Pairs, Say
 from tests.bench.tells import CeilingQueue, Fetcher, Latencies, OurQueue
@@ -36,9 +36,11 @@ class Stage(msgspec.Struct, frozen=True):
     running: Running
     admin: AdminClient
     key_id: str
+    key: str
     responder: Any
     say: Say
     instance: str
+    model_url: str
 
     async def projected(self) -> None:
         """Returns when the projections have caught up: what ours left to do would otherwise slow down the ceiling."""
@@ -56,15 +58,18 @@ def measure(rows: Sequence[str], instance: str, say: Say) -> list[dict[str, Any]
     import uvloop
 
     say("starting the platform …")
-    with environment_kept(), platform(instance) as (_, running), _staged(running, say, instance) as stage:
-        if "http_command" in rows:
-            bare_app.deploy(running.nats_url)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_measure(rows, stage))
+    with (
+        environment_kept(),
+        model_server(instance) as model_url,
+        platform(instance, model_url) as (_, running),
+        _staged(running, say, instance, model_url) as stage,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        return runner.run(_measure(rows, stage))
 
 
 @contextmanager
-def _staged(running: Running, say: Say, instance: str) -> Iterator[Stage]:
+def _staged(running: Running, say: Say, instance: str, model_url: str) -> Iterator[Stage]:
     bare_app.set_environment()
     ray_runtime.connect_ray(running.ray_address)
     import ray
@@ -72,11 +77,11 @@ def _staged(running: Running, say: Say, instance: str) -> Iterator[Stage]:
     try:
         admin = AdminClient(running.base_url, running.admin_key)
         admin.call("POST", "/tenants", {"id": TENANT, "name": "Bench", "plan": "pro"})
-        key_id = admin.call("POST", f"/tenants/{TENANT}/keys", {"name": "bench"})["key_id"]
+        key = admin.call("POST", f"/tenants/{TENANT}/keys", {"name": "bench"})
         admin.call("PUT", f"/tenants/{TENANT}/budget", {"limit_usd": "1000000.00", "window": "month"})
         kind: Any = ray.remote(Responder)
         responder = kind.options(num_cpus=0, max_concurrency=1_000).remote(running.nats_url, running.valkey_url)
-        yield Stage(running, admin, key_id, responder, say, instance)
+        yield Stage(running, admin, key["key_id"], key["key"], responder, say, instance, model_url)
     finally:
         ray.shutdown()
 
@@ -93,8 +98,8 @@ async def _measure(rows: Sequence[str], stage: Stage) -> list[dict[str, Any]]:
             results += await _measure_asks(asks, stage, bus, store)
         if tells := [row for row in rows if row in _TELL_ROWS]:
             results += await _measure_tells(tells, stage, bus, store)
-        if "http_command" in rows:
-            results.append(await _measure_http(stage, store))
+        if wanted := [row for row in rows if row in doors.ROWS]:
+            results += await _measure_doors(wanted, stage, store)
         if wanted := [row for row in rows if row in tenants.ROWS]:
             running = stage.running
             ground = tenants.Ground(running.nats_url, running.valkey_url, stage.instance, bus, store, stage.say)
@@ -169,21 +174,17 @@ async def _measure_tell_latencies(
     return [pair.verdict() for pair in pairs.values()]
 
 
-async def _measure_http(stage: Stage, store: EventStore) -> dict[str, Any]:
-    commands = Commands(stage.running, TENANT)
-    await commands.ours(_WARMUP_S)
+async def _measure_doors(rows: Sequence[str], stage: Stage, store: EventStore) -> list[dict[str, Any]]:
+    ceiling_url = await asyncio.to_thread(doors.deploy_ceiling, stage.running, stage.model_url)
+    own_url = doors.own_url(stage.admin)
+    loads = Loads(stage.running, TENANT, stage.key, own_url, ceiling_url, stage.model_url)
+    await loads.ours("command", "own", _WARMUP_S)
+    await loads.ours("chat", "own", _WARMUP_S)
     size = await event_bytes(store, TENANT)
     stage.say(f"an event of ours has {size} bytes: the ceiling appends as many")
     await stage.responder.listen.remote(size)
-    await commands.ceiling(_WARMUP_S)
-
-    async def ours() -> float:
-        return (await commands.ours(_MEASURE_S)).per_second
-
-    async def ceiling() -> float:
-        return (await commands.ceiling(_MEASURE_S)).per_second
-
-    return await _by_turns("http_command", stage, ours, ceiling)
+    await loads.ceiling("command", "own", _WARMUP_S)
+    return await doors.measure(rows, loads, stage.say, stage.projected)
 
 
 async def _by_turns(

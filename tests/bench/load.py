@@ -33,15 +33,25 @@ class Plan(msgspec.Struct, frozen=True):
     connections: int
     warmup_s: float
     seconds: float
+    streams: bool = False
 
 
 class Outcome(msgspec.Struct, frozen=True):
+    """``events``: server-sent ones, where answers are streams. Latencies are from sending to the whole answer."""
+
     requests: int
     seconds: float
+    events: int = 0
+    p50_us: float = 0.0
+    p99_us: float = 0.0
 
     @property
     def per_second(self) -> float:
         return self.requests / self.seconds
+
+    @property
+    def events_per_second(self) -> float:
+        return self.events / self.seconds
 
 
 class Generator:
@@ -53,9 +63,14 @@ class Generator:
         self._head = "\r\n".join([*lines, "content-length: "]).encode()
         self._body = plan.body.encode()
         self._number = plan.first_number
-        self.answered = 0
+        self.answered = self.events = 0
+        self.latencies_s: list[float] = []
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.running = True
+
+    def answer_came(self, sent_s: float) -> None:
+        self.answered += 1
+        self.latencies_s.append(time.perf_counter() - sent_s)
 
     def next_request(self) -> bytes:
         self._number += 1
@@ -71,11 +86,23 @@ class Connection(asyncio.Protocol):
     def __init__(self, generator: Generator) -> None:
         self._generator = generator
         self._received = b""
+        self._sent_s = 0.0
         self._transport: asyncio.WriteTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.WriteTransport", transport)  # uvloop's are not registered as such
+        self._send_next()
+
+    def _send_next(self) -> None:
+        assert self._transport is not None
+        self._sent_s = time.perf_counter()
         self._transport.write(self._generator.next_request())
+
+    def _answered(self) -> None:
+        self._received = b""
+        self._generator.answer_came(self._sent_s)
+        if self._generator.running:
+            self._send_next()
 
     def data_received(self, data: bytes) -> None:
         received = self._received + data if self._received else data
@@ -89,28 +116,44 @@ class Connection(asyncio.Protocol):
         elif len(received) < head_end + 4 + int(length[1]):
             self._received = received
         else:
-            self._received = b""
-            self._generator.answered += 1
-            assert self._transport is not None
-            if self._generator.running:
-                self._transport.write(self._generator.next_request())
+            self._answered()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._generator.fail(f"a connection was lost: {exc!r}")
+
+
+_TAIL = 8  # bytes kept of what came before: a mark may come in two pieces
+
+
+class StreamConnection(Connection):
+    """Counts events until the last chunk of a chunked answer."""
+
+    def data_received(self, data: bytes) -> None:
+        tail, self._received = self._received, (self._received + data)[-_TAIL:]
+        if not tail and data[8:12] != b" 200":
+            self._generator.fail(f"unexpected answer: {data[:500]!r}")
+            return
+        whole = tail + data
+        self._generator.events += whole.count(b"data: ") - tail.count(b"data: ")
+        if whole.endswith(b"\r\n0\r\n\r\n"):
+            self._answered()
 
 
 async def run(plan: Plan) -> Outcome:
     """Raises BenchError at the first answer that is not a 2xx, or a lost connection."""
     generator, loop = Generator(plan), asyncio.get_running_loop()
     connections: list[asyncio.BaseTransport] = []
+    kind = StreamConnection if plan.streams else Connection
     try:
         for _ in range(plan.connections):
-            opened, _ = await loop.create_connection(lambda: Connection(generator), plan.host, plan.port)
+            opened, _ = await loop.create_connection(lambda: kind(generator), plan.host, plan.port)
             connections.append(opened)
         await asyncio.wait((generator.failed,), timeout=plan.warmup_s)
-        began, before = time.perf_counter(), generator.answered
+        began, before, events = time.perf_counter(), generator.answered, generator.events
         await asyncio.wait((generator.failed,), timeout=plan.seconds)
-        outcome = Outcome(generator.answered - before, time.perf_counter() - began)
+        took_s, latencies_us = time.perf_counter() - began, [each * 1e6 for each in generator.latencies_s[before:]]
+        p50_us, p99_us = _percentiles(latencies_us)
+        outcome = Outcome(generator.answered - before, took_s, generator.events - events, p50_us, p99_us)
         if generator.failed.done():
             generator.failed.result()
         return outcome
@@ -119,6 +162,12 @@ async def run(plan: Plan) -> Outcome:
         for transport in connections:
             transport.close()
         await asyncio.sleep(0)  # they close in the loop's next round
+
+
+def _percentiles(values: list[float]) -> tuple[float, float]:
+    """The median, and what 99 in 100 are not above."""
+    ordered = sorted(values)
+    return (ordered[len(ordered) // 2], ordered[len(ordered) * 99 // 100]) if ordered else (0.0, 0.0)
 
 
 def main() -> None:

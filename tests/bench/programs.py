@@ -23,12 +23,12 @@ _STOP_TIMEOUT_S = 40.0
 _IDLE_PERIOD_S, _IDLE_PERIODS_MAX = 1.0, 20
 _IDLE_CHANGE_MIB = 1.0
 
-# One model that nobody calls: the small local one would count as the platform's.
 _MODELS = """\
 models:
-  - name: dummy
+  - name: instant
+    price: {{input_usd_per_mtok: "0.10", output_usd_per_mtok: "0.40"}}
     upstreams:
-      - {base_url: "http://127.0.0.1:9/v1", model: dummy}
+      - {{base_url: "{}", model: instant}}
 """
 
 
@@ -117,11 +117,23 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
 
 
 @contextmanager
-def platform(instance: str) -> Iterator[tuple[float, Running]]:
-    """``tenantry up`` on a fresh data directory: the seconds it took, and where it runs."""
+def model_server(instance: str) -> Iterator[str]:
+    """A model server that answers at once, for the model ``instant``; yields its base URL."""
+    with (
+        scratch() as directory,
+        launched(instance, "tests.bench.model_server", str(directory / "port"), ready=directory / "port"),
+    ):
+        yield f"http://127.0.0.1:{int((directory / 'port').read_text())}/v1"
+
+
+@contextmanager
+def platform(instance: str, model_url: str = "http://127.0.0.1:9/v1") -> Iterator[tuple[float, Running]]:
+    """``tenantry up`` on a fresh data directory: the seconds it took, and where it runs. Its one model is ``instant``; by
+    default nobody answers for it: the small local one would count as the platform's.
+    """
     with scratch() as directory:
         models, ready = directory / "models.yaml", directory / "ready.json"
-        models.write_text(_MODELS)
+        models.write_text(_MODELS.format(model_url))
         options = ("--data-dir", str(directory / "data"), "--ready-file", str(ready), "--models", str(models))
         with launched(instance, "serve.cli", "up", *options, ready=ready) as start_s:
             yield start_s, msgspec.json.decode(ready.read_bytes(), type=Running)

@@ -72,7 +72,19 @@ _ALL = (
     # no figure to reach is given anywhere: a queued command may take half as long again as the least way, one in a hundred twice
     Row("tell_latency", "us", 1.5, more_is_better=False),
     Row("tell_latency_p99", "us", 2.0, more_is_better=False),
+    # through Serve, and through the port of the gateway replica's own
     Row("http_command", "requests/s", 0.80, more_is_better=True),
+    Row("http_command_own", "requests/s", 0.80, more_is_better=True),
+    Row("chat", "requests/s", 0.80, more_is_better=True),
+    Row("chat_own", "requests/s", 0.80, more_is_better=True),
+    Row("sse", "tokens/s", 0.70, more_is_better=True),
+    Row("sse_own", "tokens/s", 0.70, more_is_better=True),
+    # no figure to reach is given for the rest: a call may take half as long again as the least way, one in a hundred twice
+    *(
+        Row(f"chat_added_{percentile}_{in_flight}", "us", reach, more_is_better=False)
+        for in_flight in (1, 16, 64)
+        for percentile, reach in (("p50", 1.5), ("p99", 2.0))
+    ),
     Row("startup", "s", 1.5, more_is_better=False),
     # no figure to reach is given anywhere: half as much again is what supervision, projections and a guard may cost
     Row("memory_idle", "MiB", 1.5, more_is_better=False),
