@@ -53,6 +53,12 @@ POINTS = {
     "relay.after_record_before_ack": "all outcomes are on record, the queue does not know",
     "relay.mid_acks": "of told commands that are done one is acknowledged",
     "relay.after_burial_before_ack": "a dead letter is written, its command still in the queue",
+    "saga.after_intent": "a step's intent is durable, its work in no queue",
+    "saga.after_dispatch": "a step's work is in the queue",
+    "saga.before_effect": "a runner has a step in hand and has done nothing",
+    "saga.after_effect_before_record": "a step has been carried out, its tenant does not know",
+    "saga.mid_compensation": "the same, of a step that undoes another",
+    "saga.after_record_before_ack": "a step's tenant knows how it ended, the queue does not",
     "supervisor.before_host": "a tenant is asked for, its actor is not yet told",
 }
 

@@ -15,6 +15,7 @@ from actors.run.machine import WORK_KINDS, idempotency_key
 from actors.run.state import Run, Step
 from events.catalog import DomainEvent
 from events.errors import PlatformError
+from events.failpoints import failpoint
 from events.run import StepRequeued, StepScheduled
 from events.sealing import Cipher, seal_bytes
 from events.work import Message, WorkItem, WorkQueue, work_subject
@@ -72,7 +73,9 @@ class Dispatcher:
             run = state.runs.open[item.run_id]
             body = seal_bytes(cipher, SEALED_AS, _encode(item))
             async with self._room:
+                failpoint("saga.after_intent", tenant)
                 await self._put(work_subject(tenant, item), Message(tenant, weight, run.priority, body))
+                failpoint("saga.after_dispatch", tenant)
 
     async def _put(self, subject: str, message: Message) -> None:
         """Until it is in the queue: nobody else would put it there before the step's own alarm."""

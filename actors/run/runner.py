@@ -20,6 +20,7 @@ from actors.tools.errors import ToolError
 from actors.tools.runner import ToolFailedBeforeError
 from events.ask import Asker
 from events.errors import CommandRefusedError, PlatformError, Refusal
+from events.failpoints import failpoint
 from events.ids import derived_id
 from events.objects import INLINE_BYTES_MAX
 from events.run import DescribeRun, FailStep, FinishStep, Reference, Used, pack, unpack
@@ -184,6 +185,7 @@ class Runner:
     async def _carry_out(self, item: WorkItem) -> None:
         began = time.monotonic()
         command: FinishStep | FailStep
+        failpoint("saga.before_effect", item.tenant)
         try:
             done = await self._do(item)
             payload = await self._payload(item.tenant, done.result)
@@ -191,7 +193,11 @@ class Runner:
             command = FinishStep(item.run_id, item.order.step, item.attempt, payload, duration_us, done.used)
         except Exception as error:  # noqa: BLE001 - whatever a step raises is that step's failure
             command = _failure(item, error, int((time.monotonic() - began) * 1e6))
+        if item.order.undoes:
+            failpoint("saga.mid_compensation", item.tenant)
+        failpoint("saga.after_effect_before_record", item.tenant)
         await self._tell(item, command)
+        failpoint("saga.after_record_before_ack", item.tenant)
 
     async def _do(self, item: WorkItem) -> Done:
         """Raises what the step raises; TimeoutError when its time is over."""

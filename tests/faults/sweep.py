@@ -83,6 +83,10 @@ ROLES: dict[str, Role] = {"gw": "gateway", "supervisor": "supervisor", "proj": "
 # Swept by tests of their own, because what is promised there is nothing that this sweep's clients could see broken: the
 # test, and why. ``test_crash_sweep`` holds both tables against the list of points.
 ELSEWHERE = {
+    "saga": (
+        "tests/faults/test_saga_sweep.py",
+        "it is the books of the dependencies that must add up, not clients' answers",
+    ),
     "relay": ("tests/faults/test_inbox.py", "what is told has no client that waits: each command once, in order"),
 }
 

@@ -20,6 +20,7 @@ from typing import Any, Literal, cast
 import msgspec
 
 from actors import activation
+from actors.run.dispatcher import Dispatcher
 from actors.shard import Limits, Shard
 from actors.supervision import root
 from actors.supervision.root import RootSupervisor
@@ -32,9 +33,10 @@ from events.slices import SLICE_COUNT
 from events.store import EventStore, Head, Placement
 from events.tasks import end_tasks
 from events.valkey_store import ValkeyEventStore, connect
+from events.work import WorkQueue
 from projections.runner import Runner
 from projections.usage import UsageProjection
-from tests.faults import planted
+from tests.faults import planted, saga_programs
 from tests.faults.gateway_program import call_for_ever
 from tests.kit.history import Claimed
 from tests.kit.servers import open_vault
@@ -44,12 +46,12 @@ _SNAPSHOT_EVERY_EVENTS = 6
 _PASSIVATE_EVERY_S = 0.08
 
 HOST = "test.host"  # where a shard that has a supervisor hears from it
-Role = Literal["shard", "projections", "gateway", "supervisor"]
+Role = Literal["shard", "projections", "gateway", "supervisor", "sagas", "runner"]
 
 
 class Plan(msgspec.Struct, frozen=True):
     """What a process is to be. ``directory`` gets its output and the epochs it claims. ``hears``: the subject on which a
-    shard is told whom to host; ``tenant``: the gateway's only one.
+    shard is told whom to host; ``tenant``: the gateway's only one; ``endpoints``: a runner's dependencies, as JSON.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Plan(msgspec.Struct, frozen=True):
     passivates: bool = True  # lets go of tenants now and then
     hears: str = ACTIVATE
     tenant: str = ""
+    endpoints: str = ""
 
     @property
     def output_path(self) -> Path:
@@ -180,7 +183,8 @@ async def _serve_shard(plan: Plan, ready: Connection) -> None:
     await store.open()
     seen = cast("EventStore", Ledger(planted.store(plan.bug, store), plan.claims_path))
     bus = await Bus.connect(plan.nats_url, plan.name, end_process)
-    shard = Shard(plan.name, "pool", seen, bus, SystemClock(), keys)
+    dispatcher = await _dispatcher(bus) if plan.role == "sagas" else None
+    shard = Shard(plan.name, "pool", seen, bus, SystemClock(), keys, effects=dispatcher)
     tasks: set[asyncio.Task[None]] = set()
 
     async def activate(tenant: str, reply_to: str) -> None:
@@ -203,9 +207,33 @@ async def _serve_shard(plan: Plan, ready: Connection) -> None:
     await ended.wait()
     await end_tasks(passivating)
     await shard.close()
+    if dispatcher is not None:
+        await dispatcher.close()
     await bus.close()
     await vault.close()
     await store.close()
+
+
+async def _dispatcher(bus: Bus) -> Dispatcher:
+    """Of a shard whose tenants have runs."""
+    saga_programs.come_again_soon()
+    queue = WorkQueue(bus)
+    await queue.prepare()
+    return Dispatcher(queue)
+
+
+async def _serve_runner(plan: Plan, ready: Connection) -> None:
+    vault, keys = await open_vault(plan.vault_url)
+    bus = await Bus.connect(plan.nats_url, plan.name, end_process)
+    ended, works = _end_on_sigterm(), asyncio.Event()
+    endpoints = msgspec.json.decode(plan.endpoints, type=saga_programs.Endpoints)
+    working = asyncio.create_task(saga_programs.work_for_ever(bus, keys, endpoints, works))
+    await works.wait()
+    ready.send(True)
+    await ended.wait()
+    await end_tasks(working)
+    await bus.close()
+    await vault.close()
 
 
 async def _passivate(shard: Shard, dice: random.Random, passivates: bool) -> None:
@@ -296,6 +324,8 @@ _SERVE: dict[Role, Callable[[Plan, Connection], Coroutine[None, None, None]]] = 
     "projections": _serve_projections,
     "gateway": _serve_gateway,
     "supervisor": _serve_supervisor,
+    "sagas": _serve_shard,
+    "runner": _serve_runner,
 }
 
 

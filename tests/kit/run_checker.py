@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 
 from actors.run import registry
+from actors.run.definition import Node, Parallel, Saga, Sequential, leaves
 from actors.run.machine import fold_stream
 from actors.run.state import Run, undo_name
 from events.run import (
@@ -168,7 +169,7 @@ class _RunHistory:
             if done and self._scheduled[name][-1].position > done[0].position:
                 self._say("I10", f"step {name!r} was begun again after it had finished")
             order = self._order(name)
-            if done and order is not None and order.kind == "function" and not self._count(name):
+            if done and order is not None and order.kind in ("function", "tool") and not self._count(name):
                 self._say("I10", f"step {name!r} is finished in the log and has no effect at the ledger")
 
     def _check_timers(self) -> None:
@@ -197,8 +198,9 @@ class _RunHistory:
                 undo = run.steps.get(undo_name(name))
                 if undo is None or undo.status != "stuck":
                     self._say("I10", f"it has failed and step {name!r} is neither undone nor stuck")
-            effect_of_failed = step.status == "failed" and self._count(name) and not undone
-            if effect_of_failed and not (is_failed and step.may_have_happened) and not step.order.is_optional:
+            is_told = step.may_have_happened and (is_failed or not program.has_undo(run, name))
+            happened = step.status == "failed" and self._count(name) and not undone
+            if happened and not is_told and not step.order.is_optional:
                 self._say("I10", f"step {name!r} took effect, the log says it failed, and nobody undid it or is told")
 
     def _check_order(self, ordered: Iterable[tuple[str, str]]) -> None:
@@ -229,3 +231,24 @@ def _brief(event: RunEvents) -> str:
     named = event.order.step if isinstance(event, StepScheduled) else getattr(event, "step", "")
     more = [str(value) for name in ("attempt", "status", "code") if (value := getattr(event, name, ""))]
     return " ".join([type(event).__name__, named, *more])
+
+
+def ordered(saga: str) -> list[tuple[str, str]]:
+    """Pairs of steps of a declared saga of which the first is before the second, whatever happens."""
+    program = registry.find(saga)
+    found: list[tuple[str, str]] = []
+    if isinstance(program, Saga):
+        _order(program.steps, found)
+    return found
+
+
+def _order(nodes: Sequence[Node], found: list[tuple[str, str]]) -> None:
+    names = [[leaf.name for leaf in leaves((node,))] for node in nodes]
+    for at, before in enumerate(names):
+        found += [(one, other) for after in names[at + 1 :] for one in before for other in after]
+    for node in nodes:
+        if isinstance(node, Sequential):
+            _order(node.branches, found)
+        elif isinstance(node, Parallel):
+            for branch in node.branches:
+                _order((branch,), found)

@@ -31,9 +31,9 @@ from events.run import (
 from events.work import ACK_WAIT_S, WorkItem
 from tests.kit.checker import Violation
 from tests.kit.factories import NOW_US
-from tests.kit.run_checker import Attempt, Effect, Placed, amount_of, check_runs
+from tests.kit.run_checker import Attempt, Effect, Placed, amount_of, check_runs, ordered
 from tests.simulation.planted import planted
-from tests.simulation.sagas import NAMES, TIMEOUT_S, WAITS_FOR, ordered
+from tests.simulation.sagas import NAMES, TIMEOUT_S, WAITS_FOR
 from tests.simulation.world import Faults, Odds, Outcome
 
 TENANT = "t"

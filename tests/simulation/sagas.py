@@ -1,7 +1,7 @@
 """Sagas of every shape, for the simulation and for the processes that the crash sweep kills. Registered at import."""
 
 from actors.run import Child, Parallel, Retry, Saga, Sequential, Signal, Step, Timer, Undo, register
-from actors.run.definition import Leaf, Node, leaves
+from actors.run.definition import Node
 from actors.run.function import Flow, saga_function
 
 RETRY = Retry(attempts=4, first_s=0.2, max_s=2.0)
@@ -77,26 +77,3 @@ async def _refund(flow: Flow, amount: int) -> int:
 
 NAMES = (*SHAPES, "sim-function")
 WAITS_FOR = {"sim-trip": "approved"}
-
-
-def ordered(saga: str) -> list[tuple[str, str]]:
-    """Pairs of steps of a declared saga of which the first is before the second, whatever happens."""
-    found: list[tuple[str, str]] = []
-    _order(SHAPES.get(saga, ()), found)
-    return found
-
-
-def _order(nodes: tuple[Node, ...], found: list[tuple[str, str]]) -> None:
-    names = [[leaf.name for leaf in _leaves(node)] for node in nodes]
-    for at, before in enumerate(names):
-        found += [(one, other) for after in names[at + 1 :] for one in before for other in after]
-    for node in nodes:
-        if isinstance(node, Sequential):
-            _order(node.branches, found)
-        elif isinstance(node, Parallel):
-            for branch in node.branches:
-                _order((branch,), found)
-
-
-def _leaves(node: Node) -> list[Leaf]:
-    return list(leaves((node,)))

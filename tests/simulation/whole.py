@@ -28,10 +28,10 @@ from events.run import CancelRun, RetryRun, RunEnded, RunEvent, SignalRun, Start
 from events.tenant import CreateTenant
 from tests.kit.checker import Violation
 from tests.kit.factories import Ids
-from tests.kit.run_checker import Placed, check_runs
+from tests.kit.run_checker import Placed, check_runs, ordered
 from tests.kit.servers import MASTER_KEY
 from tests.simulation import planted
-from tests.simulation.sagas import NAMES, WAITS_FOR, ordered
+from tests.simulation.sagas import NAMES, WAITS_FOR
 from tests.simulation.virtual import Clock, Process, VirtualLoop
 from tests.simulation.world import Bus, Dependency, Faults, Odds, Outcome, Queue, Store
 
