@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 LIBRARY = "tenantry_projection_v1"
 _PAGE_EVENTS = 500
 _PAGES_SHARED = 4
-_BLOCK_MS = 5_000  # below the client's socket timeout
+_BLOCK_MS = 2_000  # well below the time-out of a client's reads, 5 s
 _RETRY_FIRST_S, _RETRY_MAX_S = 0.1, 2.0
 _HEALTHY_AFTER_S = 10.0
 # A busy tenant then costs a page per 50 ms instead of one per append; whoever waits for a figure waits that longer.

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+import redis
 from hypothesis import HealthCheck, settings
 
 from events.keys import Keys, parse_master_keys
@@ -20,10 +21,20 @@ settings.load_profile("tenantry")
 
 
 @pytest.fixture(scope="session")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    """One Valkey and one NATS for the whole run; tests keep apart by tenant names."""
+def started_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     with running_servers(tmp_path_factory.mktemp("servers")) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def servers(started_servers: Servers) -> Servers:
+    """One Valkey, one vault and one NATS for the whole run, with nothing in the former two when a module begins: whoever
+    looks through all tenants would look through those of every test before. Within a module tests keep apart by names.
+    """
+    for url in (started_servers.valkey_url, started_servers.vault_url):
+        with redis.Redis.from_url(url) as client:
+            client.flushall()
+    return started_servers
 
 
 @pytest.fixture
