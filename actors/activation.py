@@ -57,6 +57,7 @@ from events.run import ReopenRun, RetryRun, RunEvent, run_stream
 from events.scan import scan
 from events.sealing import WITHOUT_KEY, Cipher, open_bytes, seal_bytes
 from events.store import REPLY_SEAL, Append, Appended, CommandResult, EventStore, Head, Known, Placement, Snapshot
+from events.tenant import CommandNoted
 from events.timers import FireTimers
 from events.witness import loss
 
@@ -460,6 +461,9 @@ class Activation:
         except Exception:  # pure code has failed: a defect, which one tenant's command must not turn into an outage
             log.exception("tenant.decide_failed tenant=%s command=%s", self.tenant, type(request.command).__name__)
             return self._without_events(draft, request, Failed(DEFECT, "the command could not be decided"))
+        if not events and request.envelope.is_keyed and after.exists and not is_query(request.command):
+            events = [CommandNoted()]
+            after = evolve(after, events[0])
         reply = Ok(result, self._position + len(draft.records) + len(events))
         if not events:
             return self._without_events(draft, request, reply)

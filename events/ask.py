@@ -54,8 +54,9 @@ class Asker:
         command_id: str | None = None,
         correlation_id: str = "",
         timeout_s: float = ASK_TIMEOUT_S,
+        is_keyed: bool = False,
     ) -> Ok:
-        """The tenant's answer, after its events are durable.
+        """The tenant's answer, after its events are durable. ``is_keyed``: see ``Envelope``.
 
         Raises:
             CommandRefusedError: The tenant said no; nothing was written.
@@ -66,11 +67,11 @@ class Asker:
         """
         identity = command_id or self.new_id()
         if tracing.tracer is None:
-            return await self._send(tenant, command, actor, identity, correlation_id, timeout_s)
+            return await self._send(tenant, command, actor, identity, correlation_id, timeout_s, is_keyed)
         span = tracing.child(f"ask {type(command).__name__}", "client", {"tenantry.tenant": tenant})
         with span or nullcontext():
             trace = span.traceparent if span is not None else ""
-            return await self._send(tenant, command, actor, identity, correlation_id, timeout_s, trace)
+            return await self._send(tenant, command, actor, identity, correlation_id, timeout_s, is_keyed, trace)
 
     async def _send(
         self,
@@ -80,6 +81,7 @@ class Asker:
         identity: str,
         correlation_id: str,
         timeout_s: float,
+        is_keyed: bool,
         trace: str = "",
     ) -> Ok:
         envelope = Envelope(
@@ -91,6 +93,7 @@ class Asker:
             causation_id="",
             body=msgspec.Raw(encode(command)),
             trace=trace,
+            is_keyed=is_keyed,
         )
         return await self._deliver(tenant, identity, encode(envelope), timeout_s)
 

@@ -12,6 +12,7 @@ class Envelope(msgspec.Struct, frozen=True, array_like=True):
 
     ``command_id`` makes a repeat harmless: the log remembers the reply to an id for 48 h. ``deadline_us`` is wall-clock
     time, UTC; a command found later than that in a mailbox is dropped unread. ``body`` is the tagged command.
+    ``is_keyed``: the id stands for a client's Idempotency-Key, so the answer is kept even where nothing had to be done.
     """
 
     command_id: str
@@ -22,6 +23,7 @@ class Envelope(msgspec.Struct, frozen=True, array_like=True):
     causation_id: str
     body: msgspec.Raw
     trace: str = ""  # W3C's traceparent of whoever asks, where it is traced
+    is_keyed: bool = False
 
 
 class Batch(msgspec.Struct, frozen=True, array_like=True, tag="batch"):

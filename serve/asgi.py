@@ -69,9 +69,10 @@ class Responder:
     def __init__(self, send: Send) -> None:
         self._send = send
         self.has_started = False
+        self.headers: dict[str, str] = {}  # of whatever is answered
 
     async def start(self, status: int, headers: dict[str, str]) -> None:
-        raw = [(key.encode("latin-1"), value.encode("latin-1")) for key, value in headers.items()]
+        raw = [(key.encode("latin-1"), value.encode("latin-1")) for key, value in {**self.headers, **headers}.items()]
         self.has_started = True
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
 
@@ -87,6 +88,10 @@ class Responder:
     async def event(self, data: bytes) -> None:
         """One server-sent event; opens the stream if need be."""
         await self.body(b"data: " + data + b"\n\n", more=True)
+
+    async def comment(self, text: str) -> None:
+        """A line that clients of server-sent events skip."""
+        await self.body(b": " + text.encode() + b"\n\n", more=True)
 
     async def error(self, error: HttpError) -> None:
         """The error as a response, or as the last event of a stream that has begun."""

@@ -5,6 +5,7 @@ after it, whether it ends, fails or is left. Where this process dies in between,
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import msgspec
 
@@ -14,7 +15,7 @@ from events.ask import Asker
 from events.envelope import Ok
 from events.errors import CommandRefusedError, PlatformError
 from events.failpoints import failpoint
-from events.tenant import Outcome, ReserveCall, SettleCall
+from events.tenant import Attempt, Outcome, ReserveCall, Route, SettleCall, Target
 from serve.allowance import list_prices
 from serve.settings import Model
 
@@ -24,6 +25,14 @@ _TTL_MARGIN_S = 60.0  # a reservation outlives its call's own time-out, so only 
 _SETTLE_RETRY_S = 0.5
 _SETTLE_WAIT_S = 10.0  # how long an answer waits for its booking; the reservation is durable in any case
 NOTHING, UNKNOWN = Tokens(0, 0, "measured"), Tokens(0, 0, "unknown")
+
+
+class Priced(msgspec.Struct, frozen=True):
+    """What a model costs this tenant: per token, and for this call at most."""
+
+    input_nano_usd: int
+    output_nano_usd: int
+    cost_max_nano_usd: int
 
 
 class Booking(msgspec.Struct):
@@ -42,10 +51,22 @@ class Booking(msgspec.Struct):
     tags: dict[str, str] = {}
     is_repeat: bool = False
     settled: bool = False
+    fallbacks: tuple[Target, ...] = ()
+    route: Route | None = None
+    prices: dict[str, Priced] = {}  # by model, once it is reserved: those that may serve it
+    served_by: str = ""  # the model that does, where it is not the one that was asked for
+    attempts: tuple[Attempt, ...] = ()
 
     @property
     def cost_max_nano_usd(self) -> int:
         return self.model.price.cost_nano_usd(self.input_tokens_max, self.output_tokens_max)
+
+    def cost_nano_usd(self, tokens: Tokens) -> int:
+        """What the tenant books for these tokens."""
+        price = self.prices[self.served_by or self.model.name]
+        if tokens.source == "unknown":
+            return price.cost_max_nano_usd
+        return price.input_nano_usd * tokens.input_tokens + price.output_nano_usd * tokens.output_tokens
 
 
 OnBooked = Callable[[str, Tokens, int, Outcome], None]  # model, tokens, nano-USD, outcome
@@ -83,9 +104,11 @@ class Bookings:
             booking.output_tokens_max,
             self._list_prices[booking.model.name],
             booking.tags,
+            booking.fallbacks,
+            booking.route,
         )
         try:
-            return await self._asker.ask(
+            reserved = await self._asker.ask(
                 booking.tenant,
                 command,
                 actor=booking.actor,
@@ -97,6 +120,8 @@ class Bookings:
         except BaseException:
             self.start_settling(booking, NOTHING, "failed")  # comes after it and frees it
             raise
+        booking.prices = _prices(booking, reserved.result)
+        return reserved
 
     async def settle(self, booking: Booking, tokens: Tokens, outcome: Outcome) -> Ok | None:
         """None: not confirmed within the wait. It goes on in the background, and if all fails the timer books it."""
@@ -114,11 +139,16 @@ class Bookings:
         return task
 
     async def _book(self, booking: Booking, tokens: Tokens, outcome: Outcome) -> Ok | None:
-        price, is_unknown = booking.model.price, tokens.source == "unknown"
-        cost = booking.cost_max_nano_usd if is_unknown else price.cost_nano_usd(
-            tokens.input_tokens, tokens.output_tokens
-        )  # fmt: skip
-        command = SettleCall(booking.call_id, tokens.input_tokens, tokens.output_tokens, cost, outcome, tokens.source)
+        command = SettleCall(
+            booking.call_id,
+            tokens.input_tokens,
+            tokens.output_tokens,
+            booking.cost_nano_usd(tokens) if booking.prices else 0,
+            outcome,
+            tokens.source,
+            booking.served_by,
+            booking.attempts,
+        )
         command_id = self._asker.new_id()
         gives_up_at = asyncio.get_running_loop().time() + self._ttl_us / 1e6
         while asyncio.get_running_loop().time() < gives_up_at:
@@ -130,7 +160,7 @@ class Bookings:
                     command_id=command_id,
                     correlation_id=booking.correlation_id,
                 )
-                self._on_booked(booking.model.name, tokens, cost, outcome)
+                self._on_booked(booking.served_by or booking.model.name, tokens, command.cost_nano_usd, outcome)
                 return booked
             except CommandRefusedError as refusal:
                 if refusal.retry_after_s is None:
@@ -147,6 +177,15 @@ class Bookings:
         """Wait for bookings under way."""
         if self._settling:
             await asyncio.wait(self._settling, timeout=_SETTLE_WAIT_S)
+
+
+def _prices(booking: Booking, reserved: dict[str, Any]) -> dict[str, Priced]:
+    """Of all models that may serve it, as the tenant answered."""
+    if targets := reserved.get("targets"):
+        return {model: Priced(*figures) for model, figures in targets.items()}
+    input_price, output_price = reserved.get("price", booking.model.price.nano_usd_per_token)[:2]
+    most = input_price * booking.input_tokens_max + output_price * booking.output_tokens_max
+    return {booking.model.name: Priced(input_price, output_price, most)}
 
 
 def used_when_failed(meter: UsageMeter, error: ToolError) -> Tokens:

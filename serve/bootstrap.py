@@ -38,6 +38,7 @@ from serve.booking import Bookings
 from serve.doors import Doors
 from serve.model_steps import ModelSteps
 from serve.observe import logs
+from serve.routing import Routing
 from serve.run_history import RunHistory
 from serve.sagas import load_sagas
 from serve.settings import Settings, SettingsError, tool_configs
@@ -115,7 +116,8 @@ async def open_runner(name: str) -> RunnerConnections:
     turns = AgentTurns(RunHistory(store, keys).run, objects, registry)
     models = {model.name: model for model in settings.models.models}
     bookings, model_client = Bookings(asker, models.values(), settings.call_timeout_s), ModelClient(None)
-    model_steps = ModelSteps(models, bookings, model_client, resilience, turns, Deltas(bus), keys)
+    routing = Routing(settings.models, resilience)
+    model_steps = ModelSteps(models, bookings, model_client, routing, turns, Deltas(bus), keys)
     handlers: dict[str, Handler] = {
         "function": call_function,
         "tool": ToolSteps(tools, turns),

@@ -1,88 +1,95 @@
-"""``POST /v1/chat/completions``: authenticate, reserve the maximum, call the model, settle what was really used.
+"""``POST /v1/chat/completions`` and ``/v1/embeddings``: authenticate, reserve the maximum, call a model, settle what was
+really used.
 
 Whatever happens in between, a reservation is settled once: by the answer, by its failure, by the client's leaving, or,
-where this process dies, by the tenant's timer.
+where this process dies, by the tenant's timer. Where an upstream fails before the client has got a byte, the next one of
+the plan is tried; a try that may be billed although it failed is booked by itself, at its maximum, before the next begins.
 """
 
 import asyncio
 import logging
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from actors.policies.config import BreakerConfig, PoliciesConfig
-from actors.policies.refusals import BreakerOpenError
+from actors.policies.refusals import PolicyRefusal
 from actors.supervision.clients import Resilience
-from actors.tools.errors import ToolError, ToolRefusedError
+from actors.tools.errors import ToolError, ToolOutcomeUnknownError
 from actors.tools.model import ModelClient
 from actors.tools.usage_meter import Tokens, UsageMeter
 from events.ask import Asker
 from events.envelope import Ok
 from events.errors import CommandRefusedError, PlatformError
 from events.failpoints import failpoint
-from events.tenant import Outcome
-from serve.allowance import told_headers
+from events.money import money
+from events.tenant import Attempt
+from serve.allowance import list_prices, told_headers
 from serve.asgi import ClientLeftError, Receive, Responder, Scope, Send, header, read_body, run_unless_client_leaves
 from serve.auth import Authenticator, Principal
 from serve.booking import NOTHING, Booking, Bookings, OnBooked, unnoticed, used_when_failed, used_when_left
 from serve.chat_request import Call, parse_chat
+from serve.embedding_request import parse_embeddings
 from serve.http_errors import HttpError, as_http_error, unexpected_error
-from serve.settings import Model
+from serve.routing import Hop, Plan, Routing, may_go_elsewhere
+from serve.settings import Model, ModelsFile
 from serve.shed import Shed
 
 log = logging.getLogger(__name__)
 
+CHAT_PATH, EMBEDDINGS_PATH = "/v1/chat/completions", "/v1/embeddings"
+_PARSERS: dict[str, Callable[[bytes, dict[str, Model]], Call]] = {
+    CHAT_PATH: parse_chat,
+    EMBEDDINGS_PATH: parse_embeddings,
+}
 _SSE_HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
-
-
-# A model's server is a dependency that all tenants share. Its calls are long: what failed half a minute ago still counts.
-MODEL_POLICIES = PoliciesConfig(breaker=BreakerConfig(window_s=30.0))
-
-
-def upstream_failed(error: BaseException) -> bool | None:
-    """For the breaker: a request that the server refuses is the client's fault, and a client that leaves says nothing."""
-    if isinstance(error, ToolError):
-        return not isinstance(error, ToolRefusedError)
-    return True if isinstance(error, HttpError) and error.code == "timeout" else None
+_TIMED_OUT = "upstream_timeout"
 
 
 class OpenCall(msgspec.Struct):
-    """A reserved call on its way."""
+    """A reserved call on its way. ``ends_s``: when it is given up, in the loop's time. ``is_out``: an upstream may have it."""
 
     call: Call
     booking: Booking
-    reserved_position: int
     meter: UsageMeter
-    told: dict[str, str] = {}  # headers: what is left of limits, budgets that warn
+    ends_s: float
+    position: int = 0
+    tries: int = 0
+    is_out: bool = False
 
 
-class ChatEndpoint:
+class ModelEndpoint:
+    """Both routes; their paths are the keys of ``_PARSERS``."""
+
+    paths = frozenset(_PARSERS)
+
     def __init__(
         self,
-        models: dict[str, Model],
+        models: ModelsFile,
         authenticator: Authenticator,
         asker: Asker,
         model_client: ModelClient,
+        resilience: Resilience,
         *,
         call_timeout_s: float,
         body_bytes_max: int,
-        resilience: Resilience | None = None,
         on_booked: OnBooked = unnoticed,
     ) -> None:
-        self._resilience = resilience
-        self._models, self._authenticator, self._asker = models, authenticator, asker
+        self._models = {model.name: model for model in models.models}
+        self._routing = Routing(models, resilience)
+        self._authenticator, self._asker = authenticator, asker
         self._model_client = model_client
         self._call_timeout_s = call_timeout_s
         self._body_bytes_max = body_bytes_max
-        self._bookings = Bookings(asker, models.values(), call_timeout_s, on_booked)
+        self._bookings = Bookings(asker, models.models, call_timeout_s, on_booked)
+        self._list_prices = list_prices(models.models)
         self._shed = Shed()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         responder = Responder(send)
         try:
             principal = await self._authenticator.authenticate(header(scope, b"authorization"), "inference")
-            call = parse_chat(await read_body(receive, self._body_bytes_max), self._models)
+            call = _PARSERS[scope["path"]](await read_body(receive, self._body_bytes_max), self._models)
             await run_unless_client_leaves(self._serve(principal, call, responder), receive)
         except ClientLeftError:
             log.info("chat.client_left")
@@ -95,25 +102,22 @@ class ChatEndpoint:
 
     async def _serve(self, principal: Principal, call: Call, responder: Responder) -> None:
         self._shed.check(principal.tenant, principal.key_id)
-        running = OpenCall(call, self._booking(principal, call), 0, UsageMeter(call.input_bytes))
+        plan, ends_s = self._routing.plan(call), asyncio.get_running_loop().time() + self._call_timeout_s
+        running = OpenCall(call, self._booking(principal, call, plan), UsageMeter(call.input_bytes), ends_s)
         try:
-            reserved = await self._bookings.reserve(running.booking)
+            await self._reserve(running, responder)
         except CommandRefusedError as refusal:
             self._shed.note(principal.tenant, principal.key_id, refusal)
             raise
-        running.reserved_position, running.told = reserved.position, told_headers(reserved.result)
         failpoint("gw.after_reserve")
         try:
-            with self._breaker(call.model):
-                await self._call_upstream(running, responder)
-        except BreakerOpenError:
-            self._start_settling(running, NOTHING, "failed")
-            raise
+            await self._try_all(running, plan, responder)
         finally:
             if not running.booking.settled:  # the client left, or we are being stopped
-                self._start_settling(running, used_when_left(running.meter), "cancelled")
+                tokens = used_when_left(running.meter) if running.is_out else NOTHING
+                self._bookings.start_settling(running.booking, tokens, "cancelled")
 
-    def _booking(self, principal: Principal, call: Call) -> Booking:
+    def _booking(self, principal: Principal, call: Call, plan: Plan) -> Booking:
         call_id = self._asker.new_id()
         return Booking(
             principal.tenant,
@@ -125,50 +129,150 @@ class ChatEndpoint:
             call.input_tokens_max,
             call.output_tokens_max,
             call.tags,
+            fallbacks=tuple(call.target(model, self._list_prices[model.name]) for model in call.fallbacks),
+            route=plan.route,
         )
 
-    def _breaker(self, model: Model) -> AbstractContextManager[None]:
-        """Around a call of the model's server: where the cluster finds that it fails, nobody calls it for a while."""
-        if self._resilience is None:
-            return nullcontext()
-        breaker = self._resilience.pipeline(f"model/{model.upstreams[0].model}", MODEL_POLICIES).breaker
-        assert breaker is not None
-        return breaker.judging(upstream_failed)
+    async def _reserve(self, running: OpenCall, responder: Responder) -> None:
+        reserved = await self._bookings.reserve(running.booking)
+        running.position = reserved.position
+        responder.headers |= {
+            "x-tenantry-position": str(reserved.position),
+            "x-tenantry-call": running.booking.call_id,
+            **told_headers(reserved.result),
+        }
 
-    async def _call_upstream(self, running: OpenCall, responder: Responder) -> None:
-        call = running.call
+    async def _try_all(self, running: OpenCall, plan: Plan, responder: Responder) -> None:
+        """One upstream after the other, until one has answered. Raises what the last one raised."""
+        hops = [hop for hop in plan.hops if hop.model.name in running.booking.prices]  # those that the key may call
+        for hop in hops:
+            error = await self._try(running, hop, responder, is_choice=len(hops) > 1)
+            if error is None:
+                return
+            tokens = NOTHING if isinstance(error, PolicyRefusal) else used_when_failed(running.meter, error)
+            if hop is hops[-1] or responder.has_started or not may_go_elsewhere(error):
+                await self._bookings.settle(running.booking, tokens, "failed")
+                raise error
+            if tokens is not NOTHING:
+                await self._book_apart(running, tokens, error, responder)
+
+    async def _book_apart(
+        self, running: OpenCall, tokens: Tokens, error: ToolError | PolicyRefusal, responder: Responder
+    ) -> None:
+        """A try that has failed may cost all the same, and the next one too: so each is a call of its own in the books.
+        Raises the ``error`` where there is no budget for another.
+        """
+        await self._bookings.settle(running.booking, tokens, "failed")
+        running.booking = msgspec.structs.replace(
+            running.booking, call_id=self._asker.new_id(), settled=False, prices={}, served_by=""
+        )
+        try:
+            await self._reserve(running, responder)
+        except CommandRefusedError as refusal:
+            running.booking.settled = True  # there is nothing to settle
+            log.info("chat.no_further_try call=%s: %s", running.booking.correlation_id, refusal)
+            raise error from refusal
+
+    async def _try(
+        self, running: OpenCall, hop: Hop, responder: Responder, *, is_choice: bool
+    ) -> ToolError | PolicyRefusal | None:
+        """None: it has answered, and all is booked. An error is noted, and not yet booked."""
+        loop, booking = asyncio.get_running_loop(), running.booking
+        began_s, tried = loop.time(), booking.attempts
+        running.meter, running.is_out = UsageMeter(running.call.input_bytes), False
+        running.tries += 1
+        booking.served_by = "" if hop.model is running.call.model else hop.model.name
+        responder.headers |= {
+            "x-tenantry-upstream": hop.name,
+            "x-tenantry-model": hop.model.name,
+            "x-tenantry-attempts": str(running.tries),
+            "x-tenantry-cost-max-usd": money(booking.prices[hop.model.name].cost_max_nano_usd),
+        }
+
+        def note(result: str) -> None:
+            if is_choice or result != "ok":
+                attempt = Attempt(hop.name, hop.model.name, result, int((loop.time() - began_s) * 1e3))
+                booking.attempts = (*tried, attempt)
+
+        try:
+            async with self._routing.attempt(hop, booking.tenant) as begun:
+                running.is_out = True
+                await self._call_upstream(running, hop, responder, begun, note)
+        except (ToolError, PolicyRefusal) as error:
+            note(error.code)
+            return error
+        except HttpError as error:
+            note(error.code)
+            raise
+        return None
+
+    async def _call_upstream(
+        self,
+        running: OpenCall,
+        hop: Hop,
+        responder: Responder,
+        begun: Callable[[], None],
+        note: Callable[[str], None],
+    ) -> None:
+        loop, first_s = asyncio.get_running_loop(), hop.model.attempt_timeout_s
+        until_s = running.ends_s if first_s is None else min(running.ends_s, loop.time() + first_s)
         try:
             # a client that reads slowly, or not at all, holds its call no longer than a slow model may
-            async with asyncio.timeout(self._call_timeout_s):
-                if call.is_stream:
-                    await self._stream(running, responder)
+            async with asyncio.timeout_at(until_s) as limit:
+
+                def on_begin() -> None:
+                    limit.reschedule(running.ends_s)
+                    begun()
+
+                if running.call.is_stream:
+                    await self._stream(running, hop, responder, on_begin, note)
                 else:
-                    await self._complete(running, responder)
-        except ToolError as error:
-            await self._settle(running, used_when_failed(running.meter, error), "failed")
-            raise
+                    await self._complete(running, hop, responder, on_begin, note)
         except TimeoutError as error:
+            if until_s < running.ends_s and not responder.has_started:
+                message = f"the server of model {hop.upstream.model!r} did not begin to answer within {first_s:g} s"
+                raise ToolOutcomeUnknownError(hop.upstream.model, message, _TIMED_OUT) from error
             message = f"the call was not done within {self._call_timeout_s:g} s"
             raise HttpError(504, "timeout", message, should_retry=False) from error
 
-    async def _complete(self, running: OpenCall, responder: Responder) -> None:
-        answer = await self._model_client.complete(running.call.model.upstreams[0], running.call.body)
+    async def _complete(
+        self,
+        running: OpenCall,
+        hop: Hop,
+        responder: Responder,
+        on_begin: Callable[[], None],
+        note: Callable[[str], None],
+    ) -> None:
+        call = running.call
+        answer = await self._model_client.complete(hop.upstream, call.body_for(hop.model), call.path)
+        on_begin()
         running.meter.see(answer)
-        booked = await self._settle(running, running.meter.tokens(), "ok")
-        answer["model"] = running.call.model.name
-        answer.setdefault("usage", _usage(running.meter.tokens()))
-        position = booked.position if booked else running.reserved_position
-        await responder.json(200, msgspec.json.encode(answer), _headers(running, position))
+        tokens = running.meter.tokens()
+        note("ok")
+        booked = await self._bookings.settle(running.booking, tokens, "ok")
+        answer["model"] = hop.model.name
+        answer.setdefault("usage", _usage(tokens))
+        headers = {"x-tenantry-cost-usd": money(running.booking.cost_nano_usd(tokens))}
+        if booked is not None:
+            headers["x-tenantry-position"] = str(booked.position)
+        await responder.json(200, msgspec.json.encode(answer), headers)
 
-    async def _stream(self, running: OpenCall, responder: Responder) -> None:
-        last: dict[str, Any] = {}
-        has_sent_usage = False
-        async for chunk in self._model_client.stream(running.call.model.upstreams[0], running.call.body):
+    async def _stream(
+        self,
+        running: OpenCall,
+        hop: Hop,
+        responder: Responder,
+        on_begin: Callable[[], None],
+        note: Callable[[str], None],
+    ) -> None:
+        call, last, has_sent_usage = running.call, dict[str, Any](), False
+        async for chunk in self._model_client.stream(hop.upstream, call.body_for(hop.model)):
             running.meter.see(chunk)
             if not responder.has_started:  # only now: until the first chunk an error can still be a status
-                await responder.start(200, {**_SSE_HEADERS, **_headers(running, running.reserved_position)})
-            chunk["model"] = running.call.model.name
-            if not running.call.wants_usage and "usage" in chunk:
+                on_begin()
+                await responder.start(200, _SSE_HEADERS)
+            chunk["model"] = hop.model.name
+            if not call.wants_usage and "usage" in chunk:
                 if not chunk.get("choices"):
                     continue
                 del chunk["usage"]
@@ -176,27 +280,29 @@ class ChatEndpoint:
             last = chunk
             await responder.event(msgspec.json.encode(chunk))
         if not responder.has_started:
-            await responder.start(200, {**_SSE_HEADERS, **_headers(running, running.reserved_position)})
-        if running.call.wants_usage and not has_sent_usage:
-            closing = {**last, "choices": [], "usage": _usage(running.meter.tokens())}
+            on_begin()
+            await responder.start(200, _SSE_HEADERS)
+        tokens = running.meter.tokens()
+        if call.wants_usage and not has_sent_usage:
+            closing = {**last, "choices": [], "usage": _usage(tokens)}
             await responder.event(msgspec.json.encode(closing))
-        await self._settle(running, running.meter.tokens(), "ok")  # before the end, so that the end means "booked"
+        note("ok")
+        booked = await self._bookings.settle(
+            running.booking, tokens, "ok"
+        )  # before the end, so that the end means "booked"
+        await responder.comment(_booked_comment(running.booking.cost_nano_usd(tokens), booked))
         await responder.event(b"[DONE]")
         await responder.body(b"", more=False)
-
-    async def _settle(self, running: OpenCall, tokens: Tokens, outcome: Outcome) -> Ok | None:
-        return await self._bookings.settle(running.booking, tokens, outcome)
-
-    def _start_settling(self, running: OpenCall, tokens: Tokens, outcome: Outcome) -> None:
-        self._bookings.start_settling(running.booking, tokens, outcome)
 
     async def drain(self) -> None:
         """Wait for bookings under way."""
         await self._bookings.drain()
 
 
-def _headers(running: OpenCall, position: int) -> dict[str, str]:
-    return {"x-tenantry-position": str(position), "x-tenantry-call": running.booking.call_id, **running.told}
+def _booked_comment(cost_nano_usd: int, booked: Ok | None) -> str:
+    """What a whole answer says in headers, and a stream knows only at its end."""
+    position = f" position={booked.position}" if booked is not None else ""
+    return f"x-tenantry cost_usd={money(cost_nano_usd)}{position}"
 
 
 def _usage(tokens: Tokens) -> dict[str, int]:

@@ -1,10 +1,12 @@
 """A chat completion request: what has to be right before money is reserved for it. Pure."""
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
+from actors.tools.upstream import CHAT
+from events.tenant import Target, TokenPrice
 from serve.http_errors import HttpError
 from serve.settings import Model
 
@@ -45,6 +47,7 @@ _PASSED_THROUGH = frozenset(
         "user",
         "safety_identifier",
         "prompt_cache_key",
+        "prompt_cache_options",
         "prompt_cache_retention",
         "reasoning_effort",
         "verbosity",
@@ -52,13 +55,15 @@ _PASSED_THROUGH = frozenset(
         "store",
         "prediction",
         "modalities",
+        "service_tier",
     ]
 )
 _REFUSED = {
     "audio": "audio costs tokens that can't be bounded before the call",
     "web_search_options": "searches are billed beside tokens",
-    "service_tier": "tiers have prices of their own",
+    "moderation": "it calls another model, whose price is not this one's",
 }
+_STANDARD_TIERS = (None, "auto", "default")
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -90,9 +95,12 @@ class ChatRequest(msgspec.Struct, frozen=True):
 
 
 class Call(msgspec.Struct, frozen=True):
-    """A request that passed: what the upstream is sent (but for the model's name), and the most it can use."""
+    """A request that passed: what an upstream is sent, and the most it can use. ``fallbacks``: the other models that can do
+    what is asked. ``limit``: the field that bounds the answer where the client gave no bound: then each model has its own.
+    """
 
     model: Model
+    path: str
     body: dict[str, Any]
     is_stream: bool
     wants_usage: bool
@@ -100,6 +108,21 @@ class Call(msgspec.Struct, frozen=True):
     input_tokens_max: int
     output_tokens_max: int
     tags: dict[str, str] = {}
+    fallbacks: tuple[Model, ...] = ()
+    limit: str = ""
+
+    def body_for(self, model: Model) -> dict[str, Any]:
+        """What an upstream of ``model`` is sent, but for the model's name there."""
+        if not self.limit or model is self.model:
+            return self.body
+        return {**self.body, self.limit: model.max_output_tokens}
+
+    def target(self, model: Model, price: TokenPrice) -> Target:
+        """The most that the call can cost at one of its models."""
+        output = self.output_tokens_max
+        if self.limit:
+            output = output // self.model.max_output_tokens * model.max_output_tokens
+        return Target(model.name, self.input_tokens_max, output, price)
 
 
 def check_depth(body: bytes) -> None:
@@ -122,23 +145,37 @@ def check_depth(body: bytes) -> None:
 
 def parse_chat(body: bytes, models: dict[str, Model]) -> Call:
     """Raises HttpError with what is wrong and where."""
+    request, fields = decoded(body, ChatRequest)
+    return _call(request, fields, models, find_model(request.model, models), len(body))
+
+
+Request = TypeVar("Request", bound=msgspec.Struct)
+
+
+def decoded(body: bytes, kind: type[Request]) -> tuple[Request, dict[str, Any]]:
+    """The body as ``kind``, and all of its fields. Raises HttpError (400)."""
     check_depth(body)
     try:
-        request = msgspec.json.decode(body, type=ChatRequest)
+        request = msgspec.json.decode(body, type=kind)
         fields: dict[str, Any] = msgspec.json.decode(body)
     except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at `$.")
+        _, _, path = str(error).partition(" - at `$.")
         raise HttpError(
             400, "invalid_request", f"malformed request: {error}", param=path.rstrip("`") or None
         ) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise HttpError(400, "invalid_request", f"the body is not JSON: {error}") from error
-    model = models.get(request.model)
+    return request, fields
+
+
+def find_model(name: str, models: dict[str, Model]) -> Model:
+    """Raises HttpError (404) with those there are."""
+    model = models.get(name)
     if model is None:
         known = ", ".join(sorted(models)) or "none yet: give `tenantry up` a models file"
-        message = f"the model {request.model!r} does not exist; there are: {known}"
+        message = f"the model {name!r} does not exist; there are: {known}"
         raise HttpError(404, "model_not_found", message, param="model")
-    return _call(request, fields, model, len(body))
+    return model
 
 
 def _refuse_what_has_no_bound(fields: dict[str, Any]) -> None:
@@ -148,6 +185,9 @@ def _refuse_what_has_no_bound(fields: dict[str, Any]) -> None:
             raise HttpError(400, "invalid_request", f"{name} is not supported: {_REFUSED[name]}", param=name)
         if name not in _PASSED_THROUGH and name not in _REFUSED:
             raise HttpError(400, "invalid_request", f"unknown field {name!r}", param=name)
+    if fields.get("service_tier") not in _STANDARD_TIERS:
+        message = "service_tier is auto or default: other tiers have prices of their own"
+        raise HttpError(400, "invalid_request", message, param="service_tier")
     if (fields.get("modalities") or ["text"]) != ["text"]:
         raise HttpError(400, "invalid_request", "only text can be asked for", param="modalities")
     for number, message in enumerate(fields["messages"]):
@@ -161,7 +201,9 @@ def _refuse_what_has_no_bound(fields: dict[str, Any]) -> None:
                 )
 
 
-def _call(request: ChatRequest, fields: dict[str, Any], model: Model, body_bytes: int) -> Call:
+def _call(
+    request: ChatRequest, fields: dict[str, Any], models: dict[str, Model], model: Model, body_bytes: int
+) -> Call:
     _refuse_what_has_no_bound(fields)
     limit = "max_completion_tokens" if request.max_completion_tokens is not None else "max_tokens"
     wanted = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
@@ -177,8 +219,10 @@ def _call(request: ChatRequest, fields: dict[str, Any], model: Model, body_bytes
     forwarded[limit] = output_tokens
     if is_stream:
         forwarded["stream_options"] = {**(fields.get("stream_options") or {}), "include_usage": True}
+    others = (models[name] for name in model.fallbacks)
     return Call(
         model=model,
+        path=CHAT,
         body=forwarded,
         is_stream=is_stream,
         wants_usage=options is not None and bool(options.include_usage),
@@ -187,4 +231,7 @@ def _call(request: ChatRequest, fields: dict[str, Any], model: Model, body_bytes
         input_tokens_max=body_bytes + _INPUT_OVERHEAD_TOKENS * len(request.messages),
         output_tokens_max=output_tokens * (request.n or 1),
         tags={name: value[:_TAG_CHARS_MAX] for name, value in (request.metadata or {}).items()},
+        # a model that gives less than was asked for would give another answer
+        fallbacks=tuple(other for other in others if wanted is None or wanted <= other.max_output_tokens),
+        limit=limit if wanted is None else "",
     )

@@ -24,7 +24,7 @@ from serve.admin import commands, router
 from serve.admin.routes import POSITION_MAX, Svc
 from serve.asgi import Receive, Scope, Send, header
 from serve.auth import Authenticator, KnownTenants, bearer
-from serve.chat import ChatEndpoint
+from serve.chat import ModelEndpoint
 from serve.command_route import CommandTable
 from serve.doors import OwnDoor
 from serve.http_errors import HttpError, as_http_error, error_body, error_headers, invalid, unexpected_error
@@ -39,7 +39,6 @@ from serve.services import Services
 from serve.settings import Settings, tool_configs
 from serve.usage import TenantUsage, usage_of
 
-CHAT_PATH = "/v1/chat/completions"
 ADMIN_PREFIX = "/admin/"
 
 
@@ -137,7 +136,7 @@ def build_app(body_bytes_max: int) -> FastAPI:
         ready = services.bus.is_connected
         return JSONResponse({"status": "ready" if ready else "bus away"}, status_code=200 if ready else 503)
 
-    openapi.document_chat(app, CHAT_PATH)
+    openapi.document_models(app)
     return app
 
 
@@ -149,18 +148,18 @@ class Gateway:
     """The ASGI application of one replica. Opens its connections on the first request or health check."""
 
     def __init__(self) -> None:
-        self._opening: asyncio.Task[tuple[FastAPI, ChatEndpoint]] | None = None
+        self._opening: asyncio.Task[tuple[FastAPI, ModelEndpoint]] | None = None
         self._commands: CommandTable | None = None
         self._metrics = Metrics()
         self._door: OwnDoor | None = None
 
-    async def ready(self) -> tuple[FastAPI, ChatEndpoint]:
+    async def ready(self) -> tuple[FastAPI, ModelEndpoint]:
         """Raises what opening raised; the next call tries again."""
         if self._opening is None or (self._opening.done() and self._opening.exception() is not None):
             self._opening = asyncio.create_task(self._open())
         return await asyncio.shield(self._opening)
 
-    async def _open(self) -> tuple[FastAPI, ChatEndpoint]:
+    async def _open(self) -> tuple[FastAPI, ModelEndpoint]:
         settings = Settings.from_environment()
         store = await bootstrap.open_store(settings)
         bus = await bootstrap.open_bus(settings, "gateway")
@@ -202,14 +201,14 @@ class Gateway:
             RunHistory(store, keys),
         )
         self._commands = CommandTable((*commands.routes, *own_commands.routes), app.state.services)
-        chat = ChatEndpoint(
-            {model.name: model for model in settings.models.models},
+        chat = ModelEndpoint(
+            settings.models,
             authenticator,
             asker,
             model_client,
+            resilience,
             call_timeout_s=settings.call_timeout_s,
             body_bytes_max=settings.body_bytes_max,
-            resilience=resilience,
             on_booked=self._metrics.booked,
         )
         return app, chat
@@ -272,8 +271,8 @@ class Gateway:
         except PlatformError as error:
             await _error_response(as_http_error(error))(scope, receive, send)
             return
-        if scope["path"] == CHAT_PATH and scope["method"] == "POST":
-            send.route = CHAT_PATH
+        if scope["path"] in ModelEndpoint.paths and scope["method"] == "POST":
+            send.route = scope["path"]
             await chat(scope, receive, send)
             return
         assert self._commands is not None

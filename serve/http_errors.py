@@ -38,6 +38,7 @@ _STATUS = {
     "outcome_unknown": 504,
     "tool_outcome_unknown": 504,
     "dependency_timeout": 504,
+    "upstream_timeout": 504,
 }
 _TYPES = {401: "authentication_error", 402: "insufficient_quota", 403: "permission_error", 429: "rate_limit_error"}
 _RETRY_AFTER_DEFAULT_S = 1.0

@@ -14,11 +14,10 @@ from typing import Any
 
 import msgspec
 
-from actors.policies.refusals import BreakerOpenError
+from actors.policies.refusals import PolicyRefusal
 from actors.run.agent import AGENT
 from actors.run.functions import StepFailure
 from actors.run.runner import Ciphers, Done
-from actors.supervision.clients import Resilience
 from actors.tools.errors import ToolError
 from actors.tools.model import Assembled, ModelClient
 from actors.tools.usage_meter import Tokens, UsageMeter
@@ -32,9 +31,9 @@ from events.tenant import TokenPrice
 from events.work import WorkItem
 from serve.agent_turns import AgentTurns
 from serve.booking import NOTHING, Booking, Bookings, used_when_failed, used_when_left
-from serve.chat import MODEL_POLICIES, upstream_failed
 from serve.chat_request import Call, parse_chat
 from serve.http_errors import HttpError
+from serve.routing import Routing
 from serve.settings import Model
 
 log = logging.getLogger(__name__)
@@ -52,19 +51,19 @@ class ModelSteps:
         models: Mapping[str, Model],
         bookings: Bookings,
         client: ModelClient,
-        resilience: Resilience,
+        routing: Routing,
         turns: AgentTurns,
         deltas: Deltas,
         ciphers: Ciphers,
     ) -> None:
-        self._models, self._bookings, self._client, self._resilience = dict(models), bookings, client, resilience
+        self._models, self._bookings, self._client, self._routing = dict(models), bookings, client, routing
         self._turns, self._deltas, self._ciphers = turns, deltas, ciphers
 
     async def __call__(self, item: WorkItem, args: Any) -> Done:
         """
         Raises:
             StepFailure: The request, the tenant's budget, a limit; nothing was called.
-            ToolError, BreakerOpenError: Of the model's server.
+            ToolError, PolicyRefusal: Of the model's server.
         """
         is_agent = item.saga == AGENT
         given = await self._turns.request(item, args["turn"]) if is_agent else _given(args)
@@ -106,7 +105,7 @@ class ModelSteps:
             await self._bookings.settle(booking, tokens, "failed")
             error.cost_nano_usd = _used(booking, reserved, tokens).cost_nano_usd
             raise
-        except BreakerOpenError:
+        except PolicyRefusal:
             await self._bookings.settle(booking, NOTHING, "failed")
             raise
         finally:
@@ -126,16 +125,16 @@ class ModelSteps:
             ) from refusal
 
     async def _written(self, item: WorkItem, call: Call, meter: UsageMeter) -> dict[str, Any]:
-        """The completion's one choice, told as it comes."""
-        upstream, assembled = call.model.upstreams[0], Assembled()
-        breaker = self._resilience.pipeline(f"model/{upstream.model}", MODEL_POLICIES).breaker
-        assert breaker is not None
+        """The completion's one choice, told as it comes, from the upstream whose turn it is: the run itself tries again."""
+        hop, assembled = self._routing.plan(call).hops[0], Assembled()
         telling = _Telling(self._deltas, item, await self._ciphers.cipher(item.tenant))
         try:
-            with breaker.judging(upstream_failed):
-                stream = self._client.stream(upstream, call.body, idempotency_key=item.idempotency_key)
+            async with self._routing.attempt(hop, item.tenant) as begun:
+                stream = self._client.stream(hop.upstream, call.body, idempotency_key=item.idempotency_key)
                 async with aclosing(stream) as chunks:
                     async for chunk in chunks:
+                        if not meter.has_begun:
+                            begun()
                         meter.see(chunk)
                         assembled.add(chunk)
                         telling.add(_text_of(chunk))

@@ -1,11 +1,13 @@
-"""OpenAPI for the chat route, which FastAPI does not see: its schema comes from the types that parse it."""
+"""OpenAPI for the routes of models, which FastAPI does not see: their schemas come from the types that parse them."""
 
 from typing import Any
 
 import msgspec
 from fastapi import FastAPI
 
+from serve.chat import CHAT_PATH, EMBEDDINGS_PATH
 from serve.chat_request import ChatRequest
+from serve.embedding_request import EmbeddingRequest
 
 _ERROR = {
     "type": "object",
@@ -33,37 +35,65 @@ _STATUSES = {
     "503": "The model server or the platform can't serve now; see Retry-After",
     "504": "The outcome is not known",
 }
+_TEXT, _NUMBER = {"type": "string"}, {"type": "integer"}
+_HEADERS = (
+    ("x-tenantry-position", "Of the booking in the tenant's log; of a stream, of the reservation", _NUMBER),
+    ("x-tenantry-call", "The call's id in the log", _TEXT),
+    ("x-tenantry-upstream", "Who answered", _TEXT),
+    ("x-tenantry-model", "The model that answered: the one asked for, or one of its fallbacks", _TEXT),
+    ("x-tenantry-attempts", "How many upstreams were tried", _NUMBER),
+    ("x-tenantry-cost-max-usd", "What was reserved for it", _TEXT),
+    ("x-tenantry-cost-usd", "What it cost; of a stream, in the comment before [DONE]", _TEXT),
+)
 
 
-def document_chat(app: FastAPI, path: str) -> None:
-    """Make ``app.openapi`` describe the chat route, errors included."""
+def document_models(app: FastAPI) -> None:
+    """Make ``app.openapi`` describe the routes of models, errors included."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         schema = generate()
-        (body,), components = msgspec.json.schema_components([ChatRequest], ref_template="#/components/schemas/{name}")
+        bodies, components = msgspec.json.schema_components(
+            [ChatRequest, EmbeddingRequest], ref_template="#/components/schemas/{name}"
+        )
         parts = schema.setdefault("components", {}).setdefault("schemas", {})
         parts.update(components)
         parts["Error"] = _ERROR
-        schema["paths"].setdefault(path, {"post": _operation(body)})
+        schema["paths"].setdefault(CHAT_PATH, {"post": _chat(bodies[0])})
+        schema["paths"].setdefault(EMBEDDINGS_PATH, {"post": _embeddings(bodies[1])})
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _operation(body: dict[str, Any]) -> dict[str, Any]:
-    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+def _chat(body: dict[str, Any]) -> dict[str, Any]:
     return {
-        "tags": ["openai"],
         "summary": "Chat completion",
         "description": "As OpenAI's. With `stream: true` the answer is server-sent events that end with `[DONE]`.",
         "operationId": "chat_completions",
+        **_operation(body, "The completion, or a stream of its chunks", {"text/event-stream": {}}),
+    }
+
+
+def _embeddings(body: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "summary": "Embeddings",
+        "description": "As OpenAI's.",
+        "operationId": "embeddings",
+        **_operation(body, "One vector per input", {}),
+    }
+
+
+def _operation(body: dict[str, Any], answer: str, more: dict[str, Any]) -> dict[str, Any]:
+    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    return {
+        "tags": ["openai"],
         "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
         "responses": {
             "200": {
-                "description": "The completion, or a stream of its chunks",
-                "headers": {"x-tenantry-position": {"schema": {"type": "integer"}}},
-                "content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}},
+                "description": answer,
+                "headers": {name: {"description": text, "schema": schema} for name, text, schema in _HEADERS},
+                "content": {"application/json": {"schema": {"type": "object"}}, **more},
             },
             **{status: {"description": text, "content": error} for status, text in _STATUSES.items()},
         },

@@ -20,7 +20,6 @@ from pathlib import Path
 import httpx
 import msgspec
 
-from actors.tools.upstream import Upstream
 from events.errors import PlatformError
 from events.money import Price
 from serve import local_model, ray_runtime
@@ -38,7 +37,16 @@ from serve.local_servers import (
     valkey_spec,
 )
 from serve.sagas import load_sagas
-from serve.settings import Model, ModelsFile, Settings, SettingsError, load_models, parse_models, tool_configs
+from serve.settings import (
+    Model,
+    ModelsFile,
+    ModelUpstream,
+    Settings,
+    SettingsError,
+    load_models,
+    parse_models,
+    tool_configs,
+)
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +88,7 @@ def upstream_from_environment() -> ModelsFile | None:
         return None
     if not name:
         raise SettingsError("TENANTRY_UPSTREAM_URL is set: set TENANTRY_UPSTREAM_MODEL to the model's name there, too")
-    upstream = Upstream(base_url=url, model=name, api_key_env="TENANTRY_UPSTREAM_API_KEY")
+    upstream = ModelUpstream(base_url=url, model=name, api_key_env="TENANTRY_UPSTREAM_API_KEY")
     return ModelsFile(models=(Model(name=name, upstreams=(upstream,)),))
 
 
@@ -98,7 +106,7 @@ def configured_models(path: Path | None) -> ModelsFile | None:
 
 def local_models(port: int) -> ModelsFile:
     """The small model that the extra ``local`` brings, at a price that makes usage and budgets visible."""
-    upstream = Upstream(base_url=f"http://{LOOPBACK}:{port}/v1", model=LOCAL_MODEL)
+    upstream = ModelUpstream(base_url=f"http://{LOOPBACK}:{port}/v1", model=LOCAL_MODEL)
     price = Price.model_validate({"input_usd_per_mtok": "0.10", "output_usd_per_mtok": "0.40"})
     model = Model(name=LOCAL_MODEL, upstreams=(upstream,), price=price, max_output_tokens=_LOCAL_OUTPUT_TOKENS_MAX)
     return ModelsFile(models=(model,))

@@ -3,6 +3,8 @@
 import os
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -20,6 +22,8 @@ from pydantic import (
     model_validator,
 )
 
+from actors.policies.config import BreakerConfig, BulkheadConfig, PoliciesConfig, Seconds, unknown_key
+from actors.router.balance import Strategy
 from actors.tools.upstream import Upstream
 from events import failpoints
 from events.errors import PlatformError
@@ -42,13 +46,62 @@ class SettingsError(PlatformError):
     code = "bad_settings"
 
 
+# A model's server is a dependency that all tenants share. Its calls are long: what failed half a minute ago still counts.
+MODEL_BREAKER = BreakerConfig(window_s=30.0)
+
+
+class ModelUpstream(Upstream, frozen=True):
+    """A server of a model, and how much of it there is. ``name`` is what answers, events and breakers call it: the model's
+    name there, unless it is given. ``weight``: its share among a model's upstreams; 0: a reserve.
+    """
+
+    name: Name | None = None
+    weight: Annotated[int, Field(ge=0, le=1000)] = 1
+    bulkhead: BulkheadConfig | None = None
+    breaker: BreakerConfig = MODEL_BREAKER
+
+    @model_validator(mode="before")
+    @classmethod
+    def _knows_all_keys(cls, given: Any) -> Any:
+        return hinted(given, cls)
+
+    @model_validator(mode="after")
+    def _blocks_nothing(self) -> Self:
+        if self.bulkhead is not None and self.bulkhead.strategy == "threads":
+            raise ValueError("a model's bulkhead is of strategy 'semaphore' or 'queue': 'threads' is for what blocks")
+        return self
+
+    @property
+    def policies(self) -> PoliciesConfig:
+        return PoliciesConfig(bulkhead=self.bulkhead, breaker=self.breaker)
+
+
 class Model(BaseModel, frozen=True, extra="forbid"):
-    """What clients ask for by ``name``, and who answers."""
+    """What clients ask for by ``name``, and who answers: one of its upstreams, chosen by ``balance``. Where one fails
+    before the first byte, the others are tried, then the models named in ``fallbacks``; ``attempts_max`` in all.
+
+    ``attempt_timeout_s``: who has not begun to answer by then is given up for the next.
+    """
 
     name: Name
-    upstreams: Annotated[tuple[Upstream, ...], Field(min_length=1)]
+    upstreams: Annotated[tuple[ModelUpstream, ...], Field(min_length=1, max_length=100)]
     price: Price = Price()
     max_output_tokens: PositiveInt = 1024
+    balance: Strategy = "weighted"
+    fallbacks: Annotated[tuple[Name, ...], Field(max_length=10)] = ()
+    attempts_max: Annotated[int, Field(ge=1, le=10)] = 3
+    attempt_timeout_s: Seconds | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _knows_all_keys(cls, given: Any) -> Any:
+        return hinted(given, cls)
+
+    @model_validator(mode="after")
+    def _has_someone_to_ask(self) -> Self:
+        if all(upstream.weight == 0 for upstream in self.upstreams) and len(self.upstreams) > 1:
+            raise ValueError("every upstream has weight 0: give at least one of them a weight")
+        return self
 
 
 class ModelsFile(BaseModel, frozen=True, extra="forbid"):
@@ -62,7 +115,55 @@ class ModelsFile(BaseModel, frozen=True, extra="forbid"):
         names = [model.name for model in self.models]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"each model's name may stand once; these stand more often: {', '.join(sorted(twice))}")
+        for model in self.models:
+            for number, name in enumerate(model.fallbacks):
+                if name == model.name or name in model.fallbacks[:number]:
+                    raise ValueError(
+                        f"model {model.name!r}: {name!r} stands in its fallbacks twice, or is the model itself"
+                    )
+                if name not in names:
+                    known = [other for other in names if other != model.name]
+                    raise ValueError(f"model {model.name!r}: {unknown_name('fallback', name, known)}")
+        self.upstream_names()
         return self
+
+    def upstream_names(self) -> dict[ModelUpstream, str]:
+        """What each upstream is called: one name for one server's model, however many models use it.
+
+        Raises:
+            ValueError: A name that was given stands for two.
+        """
+        names: dict[ModelUpstream, str] = {}
+        by_server: dict[tuple[str, str], str] = {}
+        taken: dict[str, tuple[str, str]] = {}
+        every = [upstream for model in self.models for upstream in model.upstreams]
+        for upstream in sorted(every, key=lambda one: one.name is None):  # those that were given come first
+            server = (upstream.base_url, upstream.model)
+            name = upstream.name or by_server.get(server) or _free_name(upstream.model, taken)
+            if taken.setdefault(name, server) != server:
+                raise ValueError(f"upstream name {name!r} stands for two servers: give one of them another name")
+            by_server.setdefault(server, name)
+            names[upstream] = name
+        return names
+
+
+def _free_name(model: str, taken: Mapping[str, object]) -> str:
+    """The model's own name for the first server that has it, ``name-2`` for the second."""
+    return next(name for n in count(1) if (name := model if n == 1 else f"{model}-{n}") not in taken)
+
+
+def hinted(given: Any, kind: type[BaseModel]) -> Any:
+    """What was given, unless a key is none of the model's: then ValueError with what was probably meant."""
+    for key in given if isinstance(given, dict) else ():
+        if key not in kind.model_fields:
+            raise ValueError(unknown_key(str(key), list(kind.model_fields)))
+    return given
+
+
+def unknown_name(what: str, name: str, known: list[str]) -> str:
+    close = get_close_matches(name, known, n=1, cutoff=0.5)
+    guess = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known) or 'no others'}"
+    return f"{what} {name!r} is no model of this file: {guess}"
 
 
 def _master_key(text: str) -> str:

@@ -89,6 +89,7 @@ class Books:
             event.tokens_max,
             event.price,
             event.tags,
+            event.targets,
         )
         self._account.reserve(cost_max, at_us)
         if self._accounts:
@@ -107,7 +108,7 @@ class Books:
         tokens = None if is_unknown else event.input_tokens + event.output_tokens
         held = self._book(event.reservation_id, event.cost_nano_usd, tokens)
         if is_unknown:
-            self._remember(event.reservation_id, held, event.cost_nano_usd)
+            self._remember(event.reservation_id, held, event.cost_nano_usd, event.model)
 
     def expire(self, event: ReservationExpired) -> None:
         held = self._book(event.reservation_id, event.cost_nano_usd, None)
@@ -131,10 +132,18 @@ class Books:
             del self._expiries[held.expires_us]
         return held
 
-    def _remember(self, reservation_id: str, held: Reservation, cost_nano_usd: int) -> None:
+    def _remember(self, reservation_id: str, held: Reservation, cost_nano_usd: int, model: str = "") -> None:
         unknown = dict(self._unknown_calls)
         unknown[reservation_id] = UnknownCall(
-            held.key_id, held.model, cost_nano_usd, held.at_us, self._version, held.user_id, held.price, held.tags
+            held.key_id,
+            model or held.model,
+            cost_nano_usd,
+            held.at_us,
+            self._version,
+            held.user_id,
+            held.price,
+            held.tags,
+            held.targets,
         )
         if len(unknown) > _UNKNOWN_MAX:
             del unknown[next(iter(unknown))]

@@ -5,6 +5,8 @@ when somebody does.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from msgspec.structs import replace
+
 from actors.tenant import books, budgets, limits
 from actors.tenant.keys import scopes_of, usable_key
 from actors.tenant.prices import price_of
@@ -24,8 +26,11 @@ from events.tenant import (
     ReservationExpired,
     ReserveCall,
     Scope,
+    ServeCached,
     SettleCall,
+    Target,
     TenantEvent,
+    TokenPrice,
     check_name,
 )
 
@@ -51,8 +56,12 @@ def reserve(state: Tenant, command: ReserveCall, now_us: int) -> list[TenantEven
     at_us, tokens_max = state.now_us(now_us), command.input_tokens_max + command.output_tokens_max
     price = price_of(state, command.model, command.price)
     cost_max = command.cost_max_nano_usd
+    targets: tuple[Target, ...] = ()
     if price is not None:
         cost_max = price.cost_nano_usd(command.input_tokens_max, command.output_tokens_max)
+        if targets := _targets(state, key, command, price):
+            cost_max = max(target.cost_max_nano_usd for target in targets)
+            tokens_max = max(target.input_tokens_max + target.output_tokens_max for target in targets)
     user_id = key.user_id if key is not None else ""
     subjects = subjects_of(command.key_id, user_id)
     budgets.check(state, subjects, cost_max, at_us)
@@ -72,6 +81,8 @@ def reserve(state: Tenant, command: ReserveCall, now_us: int) -> list[TenantEven
             tokens_max,
             price,
             _known_tags(state, command.tags),
+            targets,
+            command.route,
         )
     ]
 
@@ -81,6 +92,42 @@ def _check_key(state: Tenant, key: Key, model: str) -> None:
         raise ForbiddenError("this needs a key with the scope 'inference'")
     if key.models is not None and model not in key.models:
         raise ModelNotAllowedError(model, key.models)
+
+
+def _targets(state: Tenant, key: Key | None, command: ReserveCall, price: TokenPrice) -> tuple[Target, ...]:
+    """Whatever may serve the call, at the tenant's own prices; empty where only the model that was asked for may."""
+    models = key.models if key is not None else None
+    others = [
+        replace(target, price=state.price_table.prices.get(target.model, target.price))
+        for target in command.fallbacks
+        if models is None or target.model in models
+    ]
+    if not others:
+        return ()
+    return (Target(command.model, command.input_tokens_max, command.output_tokens_max, price), *others)
+
+
+def serve_cached(state: Tenant, command: ServeCached, now_us: int) -> list[TenantEvent]:
+    """Reserved and settled in one step, at nothing: it counts as a request, and is refused like any other."""
+    reserve_free = ReserveCall(command.reservation_id, command.key_id, command.model, 0, 1, tags=command.tags)
+    events = reserve(state, reserve_free, now_us)
+    for reserved in events:
+        assert isinstance(reserved, CallReserved)
+        settled = CallSettled(
+            reserved.reservation_id,
+            reserved.key_id,
+            reserved.model,
+            0,
+            0,
+            0,
+            "ok",
+            "measured",
+            reserved.user_id,
+            reserved.tags,
+            from_cache=True,
+        )
+        return [reserved, settled]
+    return events
 
 
 def _expires_us(now_us: int, ttl_us: int) -> int:
@@ -94,6 +141,9 @@ def _check_maxima(command: ReserveCall) -> None:
         raise InvalidCommandError("a reservation needs a cost of 0 or more and a TTL of up to 24 h")
     if min(command.input_tokens_max, command.output_tokens_max) < 0:
         raise InvalidCommandError("tokens can't be negative")
+    for target in command.fallbacks:
+        if min(target.input_tokens_max, target.output_tokens_max, target.cost_max_nano_usd) < 0:
+            raise InvalidCommandError("tokens and prices can't be negative")
     if not (tags := command.tags):
         return
     if len(tags) > _TAGS_MAX or any(len(k) > _TAG_NAME_MAX or len(v) > _TAG_VALUE_MAX for k, v in tags.items()):
@@ -122,10 +172,11 @@ def settle(state: Tenant, command: SettleCall) -> list[TenantEvent]:
     held = state.reservations.get(command.reservation_id)
     if held is None:
         return _settle_late(state, command)
+    served_by = _served_by(command, held)
     settled = CallSettled(
         command.reservation_id,
         held.key_id,
-        held.model,
+        served_by,
         command.input_tokens,
         command.output_tokens,
         _cost_nano_usd(command, held),
@@ -133,16 +184,30 @@ def settle(state: Tenant, command: SettleCall) -> list[TenantEvent]:
         command.usage_source,
         held.user_id,
         held.tags,
+        held.model if served_by != held.model else "",
+        command.attempts,
     )
     return _with_warnings(state, [settled], held.subjects)
+
+
+def _served_by(command: SettleCall, held: Reservation | UnknownCall) -> str:
+    """The model at whose price the call is booked. Raises InvalidCommandError where it was not reserved for."""
+    if command.model in ("", held.model):
+        return held.model
+    if not any(target.model == command.model for target in held.targets):
+        raise InvalidCommandError(f"the call was reserved for {held.model!r}, it can't be booked as {command.model!r}")
+    return command.model
 
 
 def _cost_nano_usd(command: SettleCall, held: Reservation | UnknownCall) -> int:
     if held.price is None:
         return command.cost_nano_usd
+    served_by, price = _served_by(command, held), held.price
+    target = next((target for target in held.targets if target.model == served_by), None)
     if command.usage_source == "unknown" and isinstance(held, Reservation):
-        return held.cost_max_nano_usd
-    return held.price.cost_nano_usd(command.input_tokens, command.output_tokens)
+        return target.cost_max_nano_usd if target else held.cost_max_nano_usd
+    price = target.price if target else price
+    return price.cost_nano_usd(command.input_tokens, command.output_tokens)
 
 
 def _settle_late(state: Tenant, command: SettleCall) -> list[TenantEvent]:
@@ -215,6 +280,11 @@ def reserved_row(state: Tenant, reservation_id: str, now_us: int) -> dict[str, A
         return result
     if held.price is not None:
         result["price"] = [held.price.input_nano_usd, held.price.output_nano_usd, held.price.version]
+    if held.targets:
+        result["targets"] = {
+            target.model: [target.price.input_nano_usd, target.price.output_nano_usd, target.cost_max_nano_usd]
+            for target in held.targets
+        }
     subjects = held.subjects
     if budgets.has_soft(state, subjects) and (soft := budgets.soft_reached(state, subjects)):
         result["soft_budgets"] = soft

@@ -36,6 +36,7 @@ from events.tenant import (
     ResumeTenant,
     RevokeKey,
     RotateKey,
+    ServeCached,
     SetBudget,
     SetLimits,
     SetPrices,
@@ -67,6 +68,8 @@ def decide(state: Tenant, tenant: str, command: TenantCommand, now_us: int) -> l
             return calls.reserve(state, command, now_us)
         case SettleCall():
             return calls.settle(state, command)
+        case ServeCached():
+            return calls.serve_cached(state, command, now_us)
         case CreditCall():
             return calls.credit(state, command)
         case CreateTenant():
@@ -147,7 +150,7 @@ def answer(state: Tenant, tenant: str, command: TenantCommand, now_us: int) -> d
     match command:
         case ReserveCall(reservation_id):
             return calls.reserved_row(state, reservation_id, now_us)
-        case SettleCall(reservation_id) | CreditCall(reservation_id):
+        case SettleCall(reservation_id) | ServeCached(reservation_id) | CreditCall(reservation_id):
             return {"reservation_id": reservation_id}
         case Authenticate():
             return keys.identity(state, command)

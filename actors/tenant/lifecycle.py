@@ -8,6 +8,7 @@ from actors.tenant.state import Tenant
 from events.errors import AlreadyExistsError, InvalidCommandError
 from events.slices import is_tenant_id
 from events.tenant import (
+    CommandNoted,
     CreateTenant,
     LifecycleEvent,
     PlanChanged,
@@ -48,6 +49,8 @@ def evolve(state: Tenant, event: LifecycleEvent, version: int) -> Tenant:
             return replace(state, version=version, plan=plan)
         case TenantSuspended(reason):
             return replace(state, version=version, is_suspended=True, suspended_reason=reason)
+        case CommandNoted():
+            return replace(state, version=version)
         case TenantErased(erased_us):
             return replace(state, version=version, erased_us=erased_us)
         case TenantResumed():

@@ -14,6 +14,7 @@ from events.tenant import (
     Plan,
     Role,
     Scope,
+    Target,
     TokenPrice,
     Window,
     key_subject,
@@ -74,6 +75,8 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Reservation(msgspec.Struct, frozen=True):
+    """``targets``: all models that may serve it, where there are several."""
+
     key_id: str
     model: str
     cost_max_nano_usd: int
@@ -84,6 +87,7 @@ class Reservation(msgspec.Struct, frozen=True):
     tokens_max: int = 0
     price: TokenPrice | None = None
     tags: Mapping[str, str] = {}
+    targets: tuple[Target, ...] = ()
 
     @property
     def subjects(self) -> tuple[str, ...]:
@@ -101,6 +105,7 @@ class UnknownCall(msgspec.Struct, frozen=True):
     user_id: str = ""
     price: TokenPrice | None = None
     tags: Mapping[str, str] = {}
+    targets: tuple[Target, ...] = ()
 
     @property
     def subjects(self) -> tuple[str, ...]:

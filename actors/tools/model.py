@@ -22,13 +22,15 @@ from actors.tools.errors import (
 )
 from actors.tools.observer import UNOBSERVED, ObservedRequest, RequestObserver
 from actors.tools.transfer import read_capped, retry_after_s
-from actors.tools.upstream import Upstream
+from actors.tools.upstream import CHAT, EMBEDDINGS, Upstream
 from actors.tools.usage_meter import UsageMeter
 
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 5.0
 UNAVAILABLE, OVERLOADED, BAD_ANSWER = "upstream_unavailable", "upstream_overloaded", "upstream_error"
+_CONTENT_OF = {CHAT: "choices", EMBEDDINGS: "data"}  # what a whole answer has at least
+_NO_STREAM = ("text/html", "application/json")
 _RETRY_AFTER_S = 2.0
 _ANSWER_BYTES_MAX = 32 * 1024 * 1024
 _ERROR_BYTES_MAX = 64 * 1024
@@ -113,11 +115,11 @@ class ModelClient:
 
     @asynccontextmanager
     async def _observed(
-        self, upstream: Upstream, body: dict[str, Any], idempotency_key: str = ""
+        self, upstream: Upstream, body: dict[str, Any], path: str = CHAT, idempotency_key: str = ""
     ) -> AsyncIterator[tuple[ObservedRequest, aiohttp.ClientResponse]]:
         request, problem = self._observer.begin(upstream, body), None
         try:
-            async with self._post(upstream, body, request.traceparent, idempotency_key) as response:
+            async with self._post(upstream, body, path, request.traceparent, idempotency_key) as response:
                 yield request, response
         except BaseException as error:
             problem = error
@@ -127,7 +129,7 @@ class ModelClient:
 
     @asynccontextmanager
     async def _post(
-        self, upstream: Upstream, body: dict[str, Any], traceparent: str, idempotency_key: str
+        self, upstream: Upstream, body: dict[str, Any], path: str, traceparent: str, idempotency_key: str
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         headers = {"content-type": "application/json"}
         if traceparent:
@@ -139,7 +141,7 @@ class ModelClient:
         data = msgspec.json.encode({**body, "model": upstream.model})
         try:
             async with self._session.post(
-                f"{upstream.base_url}/chat/completions", data=data, headers=headers, allow_redirects=False
+                f"{upstream.base_url}/{path}", data=data, headers=headers, allow_redirects=False
             ) as response:
                 if response.status != 200:
                     text = await read_capped(response, _ERROR_BYTES_MAX) or b""
@@ -150,13 +152,15 @@ class ModelClient:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise _broke_off(upstream, error) from error
 
-    async def complete(self, upstream: Upstream, body: dict[str, Any]) -> dict[str, Any]:
-        """The whole completion."""
-        async with self._observed(upstream, body) as (request, response):
+    async def complete(self, upstream: Upstream, body: dict[str, Any], path: str = CHAT) -> dict[str, Any]:
+        """The whole answer: a completion, or whatever the ``path`` gives."""
+        async with self._observed(upstream, body, path) as (request, response):
             data = await read_capped(response, _ANSWER_BYTES_MAX)
             if data is None:
                 raise _broke_off(upstream, _Reason("an answer larger than 32 MiB"))
             answer = _json_object(upstream, data)
+            if not isinstance(answer.get(_CONTENT_OF[path]), list):
+                raise _broke_off(upstream, _Reason(f"an answer without {_CONTENT_OF[path]}"))
             request.answered(answer)
             return answer
 
@@ -164,7 +168,9 @@ class ModelClient:
         self, upstream: Upstream, body: dict[str, Any], *, idempotency_key: str = ""
     ) -> AsyncGenerator[dict[str, Any], None]:
         """Chunks as they come. Ends where the upstream says [DONE]; raises where it ends without."""
-        async with self._observed(upstream, body, idempotency_key) as (request, response):
+        async with self._observed(upstream, body, idempotency_key=idempotency_key) as (request, response):
+            if response.content_type in _NO_STREAM:
+                raise _broke_off(upstream, _Reason(f"{response.content_type} in place of a stream"))
             buffer, size = b"", 0
             async for data in response.content.iter_any():
                 size += len(data)

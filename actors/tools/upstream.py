@@ -4,6 +4,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, field_validator
 
+CHAT, EMBEDDINGS = "chat/completions", "embeddings"  # what is asked of it, as a path below its base URL
+
 
 def http_url(text: str) -> str:
     """A base URL without its closing slash. Raises ValueError."""

@@ -1,6 +1,6 @@
 """What a model call has used so far: as the upstream reports it, or estimated where it breaks off before it does."""
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import msgspec
 
@@ -26,9 +26,11 @@ class UsageMeter:
         """A completion, or one chunk of a streamed one."""
         usage = message.get("usage")
         if isinstance(usage, dict):
-            counts = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
-            if all(isinstance(count, int) and 0 <= count < 2**31 for count in counts):
-                self._reported = Tokens(usage["prompt_tokens"], usage["completion_tokens"], "measured")
+            # an answer that is all input, an embedding say, has no completion tokens
+            written = usage.get("completion_tokens", 0 if "data" in message else None)
+            read = usage.get("prompt_tokens")
+            if _is_count(read) and _is_count(written):
+                self._reported = Tokens(read, written, "measured")
         choices = message.get("choices")
         for choice in choices if isinstance(choices, list) else ():
             part = isinstance(choice, dict) and (choice.get("delta") or choice.get("message"))
@@ -45,6 +47,10 @@ class UsageMeter:
             return self._reported
         output = max(self._deltas, -(-self._delta_bytes // _BYTES_PER_TOKEN))
         return Tokens(-(-self._input_bytes // _BYTES_PER_TOKEN), output, "estimated")
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value < 2**31
 
 
 def _written_bytes(part: object) -> int:

@@ -11,6 +11,7 @@ from events.tenant.budgets import (
     SoftBudgetReached,
 )
 from events.tenant.calls import (
+    Attempt,
     CallCommand,
     CallCredited,
     CallEvent,
@@ -20,7 +21,10 @@ from events.tenant.calls import (
     ListUnknownCalls,
     ReservationExpired,
     ReserveCall,
+    Route,
+    ServeCached,
     SettleCall,
+    Target,
 )
 from events.tenant.keys import (
     Authenticate,
@@ -36,6 +40,7 @@ from events.tenant.keys import (
 )
 from events.tenant.lifecycle import (
     ChangePlan,
+    CommandNoted,
     CreateTenant,
     DescribeTenant,
     EraseTenant,
@@ -87,6 +92,7 @@ __all__ = [
     "ROLE_SCOPES",
     "TENANT_SCOPE",
     "AddUser",
+    "Attempt",
     "Authenticate",
     "BudgetCommand",
     "BudgetEvent",
@@ -99,6 +105,7 @@ __all__ = [
     "CallSettled",
     "ChangePlan",
     "ChangeUser",
+    "CommandNoted",
     "CreateTenant",
     "CreditCall",
     "DescribeTenant",
@@ -136,7 +143,9 @@ __all__ = [
     "RevokeKey",
     "Role",
     "RotateKey",
+    "Route",
     "Scope",
+    "ServeCached",
     "SetBudget",
     "SetLimits",
     "SetPrices",
@@ -144,6 +153,7 @@ __all__ = [
     "SoftBudgetReached",
     "Strategy",
     "SuspendTenant",
+    "Target",
     "TenantCommand",
     "TenantCreated",
     "TenantErased",

@@ -3,9 +3,43 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
+import msgspec
+
 from events.messages import Command, Event, Personal, Query
 from events.tenant.prices import TokenPrice
 from events.tenant.words import Outcome, UsageSource
+
+
+class Target(msgspec.Struct, frozen=True, array_like=True):
+    """A model that a call may be served by, the most tokens it can use there, and what they cost."""
+
+    model: str
+    input_tokens_max: int
+    output_tokens_max: int
+    price: TokenPrice
+
+    @property
+    def cost_max_nano_usd(self) -> int:
+        return self.price.cost_nano_usd(self.input_tokens_max, self.output_tokens_max)
+
+
+class Route(msgspec.Struct, frozen=True):
+    """Which upstreams were to be tried, in this order, and why the first was first. ``propensity``: how probable that
+    was, 0 to 1, when it was decided.
+    """
+
+    upstreams: tuple[str, ...]
+    reason: str
+    propensity: float = 1.0
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """One try at one upstream. ``result``: ok, or the code of what went wrong."""
+
+    upstream: str
+    model: str
+    result: str
+    duration_ms: int
 
 
 class ReserveCall(Command, frozen=True, omit_defaults=True, tag="call.reserve"):
@@ -13,7 +47,8 @@ class ReserveCall(Command, frozen=True, omit_defaults=True, tag="call.reserve"):
 
     A model call gives its token maxima and the list ``price``: its cost is then tokens times price, the tenant's own
     price where it has one. Other calls give ``cost_max_nano_usd`` only. ``tags``: what spend is reported by beside key,
-    user and model; they are kept in clear.
+    user and model; they are kept in clear. ``fallbacks``: models that may serve it in its place; those that the key may
+    not call are left out, and what is held covers the dearest of the rest.
     """
 
     reply_is_personal: ClassVar[bool] = False
@@ -27,13 +62,15 @@ class ReserveCall(Command, frozen=True, omit_defaults=True, tag="call.reserve"):
     output_tokens_max: int = 0
     price: TokenPrice | None = None
     tags: Mapping[str, str] = {}
+    fallbacks: tuple[Target, ...] = ()
+    route: Route | None = None
 
 
-class SettleCall(Command, frozen=True, tag="call.settle"):
+class SettleCall(Command, frozen=True, omit_defaults=True, tag="call.settle"):
     """Book what the call really used, and free the rest of its reservation.
 
-    ``cost_nano_usd`` counts where the reservation holds no price; else the cost is tokens times that price, and of an
-    unknown usage the maximum.
+    ``cost_nano_usd`` counts where the reservation holds no price; else the cost is tokens times the price of the ``model``
+    that served it (empty: the one that was asked for), and of an unknown usage that model's maximum.
     """
 
     reply_is_personal: ClassVar[bool] = False
@@ -44,6 +81,21 @@ class SettleCall(Command, frozen=True, tag="call.settle"):
     cost_nano_usd: int
     outcome: Outcome
     usage_source: UsageSource
+    model: str = ""
+    attempts: tuple[Attempt, ...] = ()
+
+
+class ServeCached(Command, frozen=True, omit_defaults=True, tag="call.serve_cached"):
+    """Record a call that is answered from the cache: it costs nothing and uses no tokens, but whoever may not call the
+    model, or has no call left, is refused as for any other.
+    """
+
+    reply_is_personal: ClassVar[bool] = False
+
+    reservation_id: str
+    key_id: str
+    model: str
+    tags: Mapping[str, str] = {}
 
 
 class CreditCall(Command, frozen=True, tag="call.credit"):
@@ -62,7 +114,8 @@ class ListUnknownCalls(Query, frozen=True, tag="call.list_unknown"):
 
 class CallReserved(Event, frozen=True, omit_defaults=True, tag="call.reserved.v1"):
     """``window_start_us`` is the tenant's budget window that pays, also for a call that ends in the next one.
-    ``reserved_us`` never runs backwards in a log; 0: written before it was kept.
+    ``reserved_us`` never runs backwards in a log; 0: written before it was kept. ``targets``: all models that may serve it,
+    ``model`` among them; empty where it is the only one.
     """
 
     reservation_id: str
@@ -76,9 +129,15 @@ class CallReserved(Event, frozen=True, omit_defaults=True, tag="call.reserved.v1
     tokens_max: int = 0
     price: TokenPrice | None = None
     tags: Mapping[str, str] = {}
+    targets: tuple[Target, ...] = ()
+    route: Route | None = None
 
 
 class CallSettled(Event, frozen=True, omit_defaults=True, tag="call.settled.v1"):
+    """``model`` is the one that served it, at whose price it is booked; ``asked_model`` the one that was asked for, where
+    that is another. ``attempts``: what was tried before and with it, where there was more to it than one that went well.
+    """
+
     reservation_id: str
     key_id: str
     model: str
@@ -89,6 +148,9 @@ class CallSettled(Event, frozen=True, omit_defaults=True, tag="call.settled.v1")
     usage_source: UsageSource
     user_id: str = ""
     tags: Mapping[str, str] = {}
+    asked_model: str = ""
+    attempts: tuple[Attempt, ...] = ()
+    from_cache: bool = False
 
 
 class ReservationExpired(Event, frozen=True, omit_defaults=True, tag="call.reservation_expired.v1"):
@@ -116,5 +178,5 @@ class CallCredited(Event, frozen=True, omit_defaults=True, tag="call.credited.v1
     tags: Mapping[str, str] = {}
 
 
-CallCommand = ReserveCall | SettleCall | CreditCall | ListUnknownCalls
+CallCommand = ReserveCall | SettleCall | ServeCached | CreditCall | ListUnknownCalls
 CallEvent = CallReserved | CallSettled | ReservationExpired | CallCredited

@@ -52,6 +52,12 @@ class TenantResumed(Event, frozen=True, tag="tenant.resumed.v1"):
     pass
 
 
+class CommandNoted(Event, frozen=True, tag="tenant.command_noted.v1"):
+    """A command with an Idempotency-Key asked for what was so already. It is in the log so that its repeat gets the same
+    answer, whatever has changed by then.
+    """
+
+
 class TenantErased(Event, frozen=True, tag="tenant.erased.v1"):
     """The tenant's key is destroyed from here on: what was personal in its events reads as placeholders."""
 
@@ -59,4 +65,4 @@ class TenantErased(Event, frozen=True, tag="tenant.erased.v1"):
 
 
 LifecycleCommand = CreateTenant | ChangePlan | SuspendTenant | ResumeTenant | EraseTenant | DescribeTenant
-LifecycleEvent = TenantCreated | PlanChanged | TenantSuspended | TenantResumed | TenantErased
+LifecycleEvent = TenantCreated | PlanChanged | TenantSuspended | TenantResumed | CommandNoted | TenantErased

@@ -8,7 +8,7 @@ from pydantic import Field
 from events.catalog import DomainCommand
 from events.envelope import Ok
 from events.errors import KeyRefusedError, NotFoundError
-from events.ids import derived_id
+from events.ids import derived_id, is_derived
 from events.money import nano_usd
 from events.slices import TENANT_ID
 from events.store import Head
@@ -79,7 +79,8 @@ async def ask(services: Services, who: str | Who, command: DomainCommand, comman
         raise NotFoundError("tenant", tenant[:80])
     if not isinstance(command, CreateTenant) and not await services.tenants.exists(tenant):
         raise NotFoundError("tenant", tenant)
-    return await services.asker.ask(tenant, command, actor=actor, command_id=command_id)
+    is_keyed = command_id is not None and is_derived(command_id)
+    return await services.asker.ask(tenant, command, actor=actor, command_id=command_id, is_keyed=is_keyed)
 
 
 def stamp(response: Response, ok: Ok) -> None:

@@ -13,8 +13,8 @@ from typing import Any, cast
 
 import msgspec
 
+from actors.supervision.clients import Resilience
 from actors.tools.model import ModelClient
-from actors.tools.upstream import Upstream
 from events.ask import Asker
 from events.bus import Bus
 from events.errors import PlatformError
@@ -22,8 +22,8 @@ from events.money import Price
 from events.tenant import CreateTenant, IssueKey, SetBudget
 from serve import booking
 from serve.auth import Authenticator, Principal
-from serve.chat import ChatEndpoint
-from serve.settings import Model
+from serve.chat import CHAT_PATH, ModelEndpoint
+from serve.settings import Model, ModelsFile, ModelUpstream
 from tests.kit.history import Answered
 from tests.kit.upstream import running_upstream
 
@@ -48,7 +48,7 @@ class Keyring:
 class Clients:
     """Of the gateway. What they were answered is written down at once: the process may not live to write it later."""
 
-    def __init__(self, endpoint: ChatEndpoint, tenant: str, path: Path, dice: random.Random) -> None:
+    def __init__(self, endpoint: ModelEndpoint, tenant: str, path: Path, dice: random.Random) -> None:
         self._endpoint, self._tenant, self._dice = endpoint, tenant, dice
         self._answers = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
@@ -71,7 +71,9 @@ class Clients:
         async def send(message: dict[str, Any]) -> None:
             sent.append(message)
 
-        await self._endpoint({"type": "http", "headers": []}, cast("Any", receive), cast("Any", send))
+        await self._endpoint(
+            {"type": "http", "path": CHAT_PATH, "headers": []}, cast("Any", receive), cast("Any", send)
+        )
         if sent[0]["status"] == 200 and _is_whole(sent, is_stream=is_stream):
             line = Answered(time.monotonic_ns(), self._tenant, dict(sent[0]["headers"])[b"x-tenantry-call"].decode())
             os.write(self._answers, msgspec.json.encode(line) + b"\n")
@@ -92,13 +94,14 @@ async def call_for_ever(bus: Bus, tenant: str, answers: Path, seed: int) -> None
     ):
         await _insist(asker, tenant, command, f"gateway-{number}")
     async with running_upstream() as upstream, model_client() as client:
-        models = [Model(name=name, upstreams=(Upstream(base_url=upstream.base_url, model=name),), price=_PRICE)
-                  for name in set(_MODELS)]  # fmt: skip
-        endpoint = ChatEndpoint(
-            {model.name: model for model in models},
+        models = [Model(name=name, upstreams=(ModelUpstream(base_url=upstream.base_url, model=name),), price=_PRICE)
+                  for name in sorted(set(_MODELS))]  # fmt: skip
+        endpoint = ModelEndpoint(
+            ModelsFile(models=tuple(models)),
             cast("Authenticator", Keyring(tenant)),
             asker,
             client,
+            Resilience(bus, f"gateway-{os.getpid()}"),  # not started: each process has breakers of its own
             call_timeout_s=CALL_TIMEOUT_S,
             body_bytes_max=10_000,
         )

@@ -3,6 +3,7 @@ with the release; recorded files stay as they are.
 """
 
 import msgspec
+from msgspec.structs import replace
 
 from actors.run.state import Run, Step
 from events.catalog import DomainEvent
@@ -37,11 +38,13 @@ from events.system import (
     TenantReleased,
 )
 from events.tenant import (
+    Attempt,
     BudgetRemoved,
     BudgetSet,
     CallCredited,
     CallReserved,
     CallSettled,
+    CommandNoted,
     KeyIssued,
     KeyRevoked,
     KeyRotated,
@@ -50,7 +53,9 @@ from events.tenant import (
     PlanChanged,
     PricesSet,
     ReservationExpired,
+    Route,
     SoftBudgetReached,
+    Target,
     TenantCreated,
     TenantErased,
     TenantResumed,
@@ -114,6 +119,19 @@ TENANT: list[DomainEvent] = [
     _reserved("c4", 4),
     _settled("c4", "estimated", outcome="failed"),
     _reserved("c5", 5),  # open at the end
+    replace(
+        _reserved("c6", 5),
+        targets=(Target("small", 900, 1_024, PRICE), Target("large", 900, 2_048, TokenPrice(1_000, 4_000, "2"))),
+        route=Route(("small-a", "small-b", "large"), "least busy, 3 under way; 1 away", 0.5),
+    ),
+    replace(
+        _settled("c6", "measured"),
+        model="large",
+        asked_model="small",
+        attempts=(Attempt("small-a", "small", "upstream_error", 12), Attempt("large", "large", "ok", 840)),
+    ),
+    replace(_reserved("c7", 6), cost_max_nano_usd=0, tokens_max=0, price=None),
+    replace(_settled("c7", "measured"), input_tokens=0, output_tokens=0, cost_nano_usd=0, from_cache=True),
     BudgetRemoved("user:ann"),
     BudgetRemoved("tenant"),
     LimitsSet((), "key:k1", START_US + MINUTE_US),
@@ -121,6 +139,7 @@ TENANT: list[DomainEvent] = [
     UserRemoved("bob"),
     TenantSuspended("unpaid since March", START_US + 7 * MINUTE_US),
     TenantResumed(),
+    CommandNoted(),
     TenantSuspended("again", START_US + 8 * MINUTE_US),
     TenantErased(START_US + 9 * MINUTE_US),
 ]

@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from events import tracing
-from serve.chat import ChatEndpoint
+from serve.chat import ModelEndpoint
 from serve.observe.logs import PACKAGES, LineFormatter
 from serve.observe.traces import OtelTracer
 from serve.settings import Settings
@@ -74,7 +74,7 @@ async def everything_that_can_happen(world: World, monkeypatch: pytest.MonkeyPat
         leaving.cancel()
         await asyncio.wait([leaving])
         with monkeypatch.context() as patched:
-            patched.setattr(ChatEndpoint, "_serve", defect)
+            patched.setattr(ModelEndpoint, "_serve", defect)
             await tolerantly(client, "m-ok")
     bearer = {"authorization": f"Bearer {world.key}"}
     async with httpx.AsyncClient(base_url=world.base_url, headers=bearer) as http:

@@ -7,11 +7,10 @@ from typing import Any
 import httpx
 from openai import AsyncOpenAI
 
-from actors.tools.upstream import Upstream
 from events.ask import Asker
 from events.money import Price
 from events.valkey_store import ValkeyEventStore
-from serve.settings import Model, ModelsFile
+from serve.settings import Model, ModelsFile, ModelUpstream
 from tests.kit.upstream import WORDS, FakeUpstream
 
 ADMIN_KEY = "sk-admin-0123456789abcdef"
@@ -19,7 +18,11 @@ UPSTREAM_KEY_ENV, UPSTREAM_KEY = "TEST_UPSTREAM_API_KEY", "upstream-0123456789ab
 METRICS_KEY = "metrics-0123456789abcdef"
 TEXT = "".join(WORDS)
 ASK: Any = [{"role": "user", "content": "What is the answer?"}]
-BEHAVIOURS = ("ok", "slow", "broken", "error-500", "error-400", "error-429", "no-usage", "hang", "scripted")
+BEHAVIOURS = (
+    "ok", "slow", "broken", "error-500", "error-400", "error-429", "no-usage", "hang", "busy", "cut", "html", "json-error",
+    "error-event", "late-error", "scripted",
+)  # fmt: skip
+AWAY = "http://127.0.0.1:1/v1"
 
 
 def models_of(upstream: FakeUpstream) -> ModelsFile:
@@ -27,15 +30,41 @@ def models_of(upstream: FakeUpstream) -> ModelsFile:
     models = [
         Model(
             name=f"m-{name}",
-            upstreams=(Upstream(base_url=upstream.base_url, model=name, api_key_env=UPSTREAM_KEY_ENV),),
+            upstreams=(ModelUpstream(base_url=upstream.base_url, model=name, api_key_env=UPSTREAM_KEY_ENV),),
             price=price,
         )
         for name in BEHAVIOURS
     ]
-    away = Model(name="m-away", upstreams=(Upstream(base_url="http://127.0.0.1:1/v1", model="ok"),), price=price)
+    away = Model(name="m-away", upstreams=(ModelUpstream(base_url=AWAY, model="ok"),), price=price)
+    models += routed_models(upstream.base_url)
     tool = {"name": "mock", "adapter": "tests.kit.fakes:MockTool", "bulkhead": 5, "description": "Looks things up."}
     wipe = {"name": "wipe", "adapter": "tests.kit.fakes:MockTool", "destructive": True}
     return ModelsFile(models=(*models, away), tools=(tool, wipe))
+
+
+def routed_models(url: str) -> list[Model]:
+    """Aliases with more than one place to go. ``r-dear`` costs ten times what the others do."""
+
+    def model(name: str, *upstreams: dict[str, Any], mtok: str = "0.10", **settings: Any) -> Model:
+        price = {"input_usd_per_mtok": mtok, "output_usd_per_mtok": mtok}
+        places = [{"base_url": url, **upstream} for upstream in upstreams]
+        return Model.model_validate({"name": name, "upstreams": places, "price": price, **settings})
+
+    last = {"weight": 0}
+    return [
+        model("r-dear", {"model": "dear"}, mtok="1.00", max_output_tokens=2048),
+        model("r-second", {"model": "first"}, {"model": "second", **last}),
+        model("r-away", {"model": "gone", "base_url": AWAY}, {"model": "second", **last}),
+        model("r-model", {"model": "error-500", "name": "always-500"}, fallbacks=["r-dear"]),
+        model("r-cut", {"model": "cut"}, fallbacks=["r-dear"]),
+        model("r-hang", {"model": "hang"}, fallbacks=["r-dear"], attempt_timeout_s=0.3),
+        model("r-event", {"model": "error-event"}, fallbacks=["r-dear"]),
+        model("r-broken", {"model": "broken"}, fallbacks=["r-dear"]),
+        model("r-400", {"model": "error-400"}, fallbacks=["r-dear"]),
+        model("r-busy", {"model": "busy"}, {"model": "html", **last}),
+        model("r-narrow", {"model": "slow", "name": "narrow", "bulkhead": 1}, {"model": "second", **last}),
+        model("r-full", {"model": "slow", "name": "full", "bulkhead": 1}),
+    ]
 
 
 class World:

@@ -1,8 +1,10 @@
 """A model server that does as it is told and keeps a ledger of its own."""
 
 import asyncio
+import base64
 import json
 import re
+import struct
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -28,6 +30,8 @@ class Ledger:
 
 class FakeUpstream:
     """Behaviour is chosen by the name of the model asked for: ok, slow, broken, error-500, error-400, no-usage, hang;
+    busy (429 with Retry-After), cut (nothing comes back), html and json-error (200 and nonsense), error-event (an error as
+    the stream's first event), late-error (one after two words). What is ``down`` answers 500, whatever it is called.
     ``scripted`` says what ``script`` has next, and the same again, unbilled, to a repeated Idempotency-Key.
     """
 
@@ -36,18 +40,25 @@ class FakeUpstream:
         self.go_on = asyncio.Event()  # "slow" sends two words, then waits for this
         self.script: deque[dict[str, Any]] = deque()  # messages of an assistant
         self.base_url = ""
+        self.down: set[str] = set()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.ledger.requests.append(body)
         self.ledger.headers.append({name.lower(): value for name, value in request.headers.items()})
         model = body["model"]
-        if model.startswith("error-"):
+        if model in self.down:
+            return web.json_response({"error": "down"}, status=500)
+        if (nonsense := self._nonsense(request, model)) is not None:
+            return nonsense
+        if model.startswith("error-") and model != "error-event":
             status = int(model.removeprefix("error-"))
             # as some do, it quotes what it was asked, and its key
-            quoted = f"{body['messages'][-1]['content']} {request.headers.get('authorization')}"
+            quoted = f"{(body.get('messages') or [{}])[-1].get('content')} {request.headers.get('authorization')}"
             error = {"message": f"told to answer {status} to {quoted}", "code": "told"}
             return web.json_response({"error": error}, status=status)
+        if "input" in body:
+            return web.json_response(self._vectors(body))
         if model == "hang":
             await self._until_cancelled(asyncio.Event().wait())
         if model == "scripted":
@@ -55,6 +66,37 @@ class FakeUpstream:
         if body.get("stream"):
             return await self._stream(request, body)
         return web.json_response(self._whole(body))
+
+    @staticmethod
+    def _nonsense(request: web.Request, model: str) -> web.StreamResponse | None:
+        match model:
+            case "busy":
+                return web.json_response({"error": "busy"}, status=429, headers={"retry-after": "17"})
+            case "cut":
+                assert request.transport is not None
+                request.transport.abort()
+                return web.Response()
+            case "html":
+                return web.Response(text="<html>502 Bad Gateway</html>", content_type="text/html")
+            case "json-error":
+                return web.json_response({"error": {"message": "told to say so"}})
+            case _:
+                return None
+
+    def _vectors(self, body: dict[str, Any]) -> dict[str, Any]:
+        texts = body["input"] if isinstance(body["input"], list) else [body["input"]]
+        tokens = sum(len(str(text).split()) for text in texts)
+        self.ledger.input_tokens += tokens
+        vector: Any = [0.25, 0.5]
+        if body.get("encoding_format") == "base64":
+            vector = base64.b64encode(struct.pack("<2f", *vector)).decode()
+        data = [{"object": "embedding", "index": n, "embedding": vector} for n in range(len(texts))]
+        whole = {"object": "list", "data": data, "model": body["model"]}
+        return (
+            whole
+            if body["model"] == "no-usage"
+            else {**whole, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
+        )
 
     async def _until_cancelled(self, waiting: Any) -> None:
         try:
@@ -116,11 +158,17 @@ class FakeUpstream:
             chunk = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": body["model"]}
             await response.write(f"data: {json.dumps({**chunk, 'choices': choices, **more})}\n\n".encode())
 
+        if body["model"] == "error-event":
+            await response.write(b'data: {"error": {"message": "told to say so"}}\n\n')
+            return response
         for number, word in enumerate(WORDS[: usage["completion_tokens"]]):
             await send([{"index": 0, "delta": {"content": word}, "finish_reason": None}])
             if number == 1 and body["model"] == "broken":
                 assert request.transport is not None
                 request.transport.abort()
+                return response
+            if number == 1 and body["model"] == "late-error":
+                await response.write(b'data: {"error": {"message": "told to say so"}}\n\n')
                 return response
             if number == 1 and body["model"] == "slow":
                 await self._until_cancelled(self.go_on.wait())
@@ -153,6 +201,7 @@ async def running_upstream() -> AsyncIterator[FakeUpstream]:
     upstream = FakeUpstream()
     app = web.Application()
     app.router.add_post("/v1/chat/completions", upstream.handle)
+    app.router.add_post("/v1/embeddings", upstream.handle)
     # cancel the handler when the client leaves, as model servers do
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()

@@ -7,16 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.tools.upstream import Upstream
 from actors.tools.usage_meter import Tokens, UsageMeter
 from events.money import Price
 from serve.chat_request import check_depth, parse_chat
 from serve.http_errors import HttpError
-from serve.settings import Model
+from serve.settings import Model, ModelUpstream
 
 MODEL = Model(
     name="small",
-    upstreams=(Upstream(base_url="http://x/v1", model="m"),),
+    upstreams=(ModelUpstream(base_url="http://x/v1", model="m"),),
     price=Price.model_validate({"input_usd_per_mtok": "1", "output_usd_per_mtok": "2"}),
     max_output_tokens=100,
 )

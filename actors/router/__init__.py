@@ -1,0 +1,1 @@
+"""Which upstream a request goes to: pure decisions, with clock and chance as arguments."""
