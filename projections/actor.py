@@ -10,13 +10,16 @@ from projections.directory import DirectoryProjection
 from projections.key_use import KeyUseProjection
 from projections.model import Projection
 from projections.runner import ReadModels, Runner
+from projections.runs import RunsProjection
 from projections.spend import SpendProjection
 from projections.usage import UsageProjection
 
 log = logging.getLogger(__name__)
 
 ACTOR_NAME = "projections"
-PROJECTIONS: tuple[Projection, ...] = (UsageProjection(), DirectoryProjection(), SpendProjection(), KeyUseProjection())
+PROJECTIONS: tuple[Projection, ...] = (
+    UsageProjection(), DirectoryProjection(), SpendProjection(), KeyUseProjection(), RunsProjection(),
+)  # fmt: skip
 
 
 ConnectModels = Callable[[Keys], Awaitable[ReadModels]]

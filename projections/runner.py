@@ -18,11 +18,22 @@ from events.sealing import WITHOUT_KEY, Cipher, looks_sealed, open_bytes, seal_b
 from events.slices import slice_of
 from events.store import TAIL_POINTERS_MAX, EventStore
 from events.valkey_store import Client, execute, load_library, translate
-from projections.model import Add, Projection, Put, checkpoint_key, model_key
+from projections.model import (
+    Add,
+    Projection,
+    Put,
+    Rank,
+    Unrank,
+    checkpoint_key,
+    index_key,
+    model_key,
+)
 
 log = logging.getLogger(__name__)
 
 LIBRARY = "tenantry_projection_v1"
+SCORE_MAX = 2**53 - 1
+_INDEXES = "#names"  # beside the indexes: the set of their names
 _PAGE_EVENTS = 500
 _PAGES_SHARED = 4
 _BLOCK_MS = 2_000  # well below the time-out of a client's reads, 5 s
@@ -91,7 +102,51 @@ class ReadModels:
 
     async def erase(self, projection: Projection, tenant: str) -> None:
         """Drop the tenant's read model; its checkpoint stays, so that nothing fills it again."""
-        await self._call("DEL", model_key(projection.name, projection.generation, tenant))
+        names = [*await self.indexes(projection, tenant), _INDEXES]
+        keys = [index_key(projection.name, projection.generation, tenant, name) for name in names]
+        await self._call("DEL", model_key(projection.name, projection.generation, tenant), *keys)
+
+    async def indexes(self, projection: Projection, tenant: str) -> list[str]:
+        """The names of all indexes that have ever had a member."""
+        key = index_key(projection.name, projection.generation, tenant, _INDEXES)
+        return sorted(name.decode() for name in await self._call("SMEMBERS", key))
+
+    async def some_fields(self, projection: Projection, tenant: str, fields: Sequence[str]) -> list[bytes | None]:
+        """Values of fields that are not personal, in this order."""
+        if not fields:
+            return []
+        found: list[bytes | None] = await self._call(
+            "HMGET", model_key(projection.name, projection.generation, tenant), *fields
+        )
+        return found
+
+    async def count(self, projection: Projection, tenant: str, index: str) -> int:
+        return int(await self._call("ZCARD", index_key(projection.name, projection.generation, tenant, index)))
+
+    async def ranked(
+        self,
+        projection: Projection,
+        tenant: str,
+        index: str,
+        limit: int,
+        *,
+        lowest: int = 0,
+        highest: int = SCORE_MAX,
+        after: tuple[int, str] | None = None,
+    ) -> list[tuple[int, str]]:
+        """(score, member) from the highest score down, of members with the same score the last by name first; ``after``
+        goes on behind that one.
+        """
+        key = index_key(projection.name, projection.generation, tenant, index)
+        skipped = 0
+        if after is not None:
+            highest = min(highest, after[0])
+            skipped = int(await self._call("ZCOUNT", key, after[0], after[0]))
+        rows = await self._call(
+            "ZRANGE", key, highest, lowest, "BYSCORE", "REV", "LIMIT", 0, limit + skipped, "WITHSCORES"
+        )
+        found = [(int(score), member.decode()) for member, score in _pairs(rows)]
+        return [row for row in found if after is None or row < after][:limit]
 
     async def apply(self, projection: Projection, tenant: str, page: Sequence[Decoded], expected: int) -> int:
         """Fold a page of events into the read model. Returns the new checkpoint.
@@ -101,9 +156,13 @@ class ReadModels:
         """
         adds: dict[str, int] = {}
         puts: dict[str, bytes] = {}
+        moves: list[Rank | Unrank] = []
         cipher = await self.cipher(tenant)
         for _, record, event in page:
             for write in projection.apply(tenant, record, event):
+                if isinstance(write, Rank | Unrank):
+                    moves.append(write)
+                    continue
                 field = write.field
                 if type(write) is Add:
                     adds[field] = adds.get(field, 0) + write.amount
@@ -113,14 +172,23 @@ class ReadModels:
                     puts[field] = write.value
                 elif cipher is not WITHOUT_KEY:  # of an erased tenant nothing personal is kept
                     puts[field] = seal_bytes(cipher, _sealed_as(projection, field.encode()), write.value)
-        keys = (
+        keys = [
             checkpoint_key(projection.name, projection.generation, slice_of(tenant)),
             model_key(projection.name, projection.generation, tenant),
-        )
+        ]
         args: list[Any] = [tenant, expected, page[-1][0], len(adds), len(puts)]
         for pair in (*adds.items(), *puts.items()):
             args += pair
-        answer: int = await self._call("FCALL", "tenantry_projection_v1_apply", 2, *keys, *args)
+        if moves:
+            names = sorted(
+                {move.index for move in moves} | {move.like for move in moves if isinstance(move, Rank)} - {""}
+            )
+            numbers = {name: number for number, name in enumerate(names, len(keys) + 1)}
+            keys += [index_key(projection.name, projection.generation, tenant, name) for name in (*names, _INDEXES)]
+            args += [len(names), len(moves), *names]
+            for move in moves:
+                args += [numbers[move.index], move.member, *_score(move, numbers)]
+        answer: int = await self._call("FCALL", "tenantry_projection_v1_apply", len(keys), *keys, *args)
         return answer
 
     async def _call(self, *args: Any) -> Any:
@@ -133,6 +201,20 @@ class ReadModels:
             if "Function not found" in str(error):
                 await self.open()
             raise translated from error
+
+
+def _score(move: Rank | Unrank, numbers: dict[str, int]) -> tuple[int | str, int]:
+    """As the function takes it: the score, and the key of the index that has it (0: none)."""
+    if isinstance(move, Unrank):
+        return "out", 0
+    return move.score, numbers.get(move.like, 0)
+
+
+def _pairs(rows: Sequence[Any]) -> list[tuple[bytes, float]]:
+    """Members with scores, as the protocol in use gives them: in pairs, or one after the other."""
+    if rows and isinstance(rows[0], list | tuple):
+        return [(member, float(score)) for member, score in rows]
+    return [(rows[at], float(rows[at + 1])) for at in range(0, len(rows), 2)]
 
 
 class Runner:

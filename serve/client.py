@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from events.errors import PlatformError
 from serve.installation import DataDir
 
 _TIMEOUT_S = 60.0
+_RETRY_S = 1.0
 
 
 class NotRunningError(PlatformError):
@@ -26,6 +28,7 @@ class AdminError(PlatformError):
 
 class AdminClient:
     def __init__(self, base_url: str, admin_key: str) -> None:
+        self._last_id = ""  # of the stream that is being read
         self._http = httpx.Client(
             base_url=f"{base_url.rstrip('/').removesuffix('/v1')}/admin/v1",
             headers={"authorization": f"Bearer {admin_key}"},
@@ -83,14 +86,44 @@ class AdminClient:
 
     def follow(self, path: str, **query: Any) -> Iterator[dict[str, Any]]:
         """Server-sent events, each event's data as an object, until the platform ends the stream."""
+        for _, data in self._events(path, {}, query):
+            yield data
+
+    def follow_on(self, path: str, patience_s: float = 60.0) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Server-sent events, kind and data of each, until the platform ends the stream. Where it breaks off, it is taken up
+        again after the last event that came, for as long as the platform stays away for less than ``patience_s``.
+        """
+        self._last_id, gives_up_at = "", 0.0
+        while True:
+            try:
+                for found in self._events(path, {"last-event-id": self._last_id} if self._last_id else {}, {}):
+                    gives_up_at = 0.0
+                    yield found
+                return
+            except NotRunningError:
+                gives_up_at = gives_up_at or time.monotonic() + patience_s
+                if time.monotonic() > gives_up_at:
+                    raise
+                time.sleep(_RETRY_S)  # back-off; only asking again tells that it is back
+
+    def _events(
+        self, path: str, headers: dict[str, str], query: dict[str, Any]
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
-            with self._http.stream("GET", path, params=query, timeout=httpx.Timeout(_TIMEOUT_S)) as response:
+            timeout = httpx.Timeout(_TIMEOUT_S)
+            with self._http.stream("GET", path, params=query, headers=headers, timeout=timeout) as response:
                 if response.is_error:
                     response.read()
                     _plain(response)
+                kind = ""
                 for line in response.iter_lines():
-                    if line.startswith("data: "):
-                        yield json.loads(line[6:])
+                    name, _, value = line.partition(": ")
+                    if name == "id":
+                        self._last_id = value
+                    elif name == "event":
+                        kind = value
+                    elif name == "data":
+                        yield kind, json.loads(value)
         except httpx.HTTPError as error:
             raise NotRunningError(f"the stream of {self._http.base_url} broke off: {error}") from error
 

@@ -14,6 +14,8 @@ from events.inbox import slices_of
 from events.process import NAMESPACE
 from events.slices import SLICE_COUNT
 from projections.actor import PROJECTIONS
+from projections.runs import STUCK, RunsProjection
+from serve.run_list import stuck_steps
 from serve.services import Services
 
 _LAG_EVENTS_MAX = 1_000
@@ -83,6 +85,20 @@ async def _queues(services: Services) -> tuple[bool, str]:
     return True, queued
 
 
+async def _compensations(services: Services) -> tuple[bool, str]:
+    found: list[str] = []
+    for number in range(SLICE_COUNT):
+        for tenant in await services.store.tenants(number):
+            if await services.models.count(RunsProjection(), tenant, STUCK):
+                found += [f"{tenant} {member}" for member in await stuck_steps(services, tenant)]
+    if found:
+        return False, (
+            f"{len(found)} steps of runs could not be undone, each (tenant run#step) needs a person: {', '.join(found[:20])}; "
+            "mend what they call, then `tenantry runs retry TENANT RUN`"
+        )
+    return True, "no compensation is stuck"
+
+
 async def _logs(services: Services) -> tuple[bool, str]:
     lost = []
     witnessed = await services.vault.all_witnessed()
@@ -122,6 +138,7 @@ EXAMINATIONS: dict[str, Examination] = {
     "ray": _ray,
     "read models": _lag,
     "queues": _queues,
+    "compensations": _compensations,
     "models": _models,
 }
 

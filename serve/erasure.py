@@ -187,6 +187,8 @@ class ReadModelsPlace:
                 return False, f"{projection.name} is at {at} of {head.position}: erase again when it is there"
             if await services.models.fields(projection, tenant):
                 return False, f"{projection.name} still has fields of the tenant"
+            if await services.models.indexes(projection, tenant):
+                return False, f"{projection.name} still has indexes of the tenant"
         return True, f"{', '.join(projection.name for projection in PROJECTIONS)}: empty"
 
 

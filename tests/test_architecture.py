@@ -46,6 +46,7 @@ PURE = [
     ),
     "events/timers.py",
     "projections/key_use.py",
+    "projections/runs.py",
     "projections/spend.py",
     "projections/usage.py",
     "serve/chat_request.py",

@@ -16,7 +16,7 @@ from actors.run.state import Run, Step
 from events.catalog import DomainEvent
 from events.errors import PlatformError
 from events.failpoints import failpoint
-from events.run import StepRequeued, StepScheduled
+from events.run import CompensationStuck, StepRequeued, StepScheduled
 from events.sealing import Cipher, seal_bytes
 from events.work import Message, WorkItem, WorkQueue, work_subject
 
@@ -41,6 +41,11 @@ class Dispatcher:
     def appended(self, tenant: str, state: State, events: Sequence[DomainEvent], cipher: Cipher) -> None:
         """Of events that are durable now; ``state`` is the one after them."""
         for event in events:
+            if isinstance(event, CompensationStuck):
+                log.error(
+                    "run.compensation_stuck tenant=%s run=%s step=%s: a person has to look; then `tenantry runs retry %s %s`",
+                    tenant, event.run_id, event.step, tenant, event.run_id,
+                )  # fmt: skip
             if not isinstance(event, StepScheduled | StepRequeued):
                 continue
             name = event.order.step if isinstance(event, StepScheduled) else event.step

@@ -7,9 +7,10 @@ from fastapi.responses import StreamingResponse
 
 from serve.admin import run_actions as runs
 from serve.admin.new_run import NewRun
-from serve.admin.routes import IdempotencyKey, Svc, Who, router
+from serve.admin.routes import IdempotencyKey, Svc, Who, head_of, router
 from serve.admin.run_actions import ForkFrom, RunOut
 from serve.run_events import events_of
+from serve.run_list import RunList, Wanted, list_of
 
 
 @router.post("/tenants/{tenant}/runs", status_code=202)
@@ -66,6 +67,13 @@ async def fork_run(
 ) -> RunOut:
     """Start a new run that keeps the results before a step, and does the rest anew."""
     return await runs.fork(services, Who(tenant), run_id, body.step, response, idempotency_key)
+
+
+@router.get("/tenants/{tenant}/runs")
+async def list_runs(services: Svc, tenant: str, wanted: Wanted) -> RunList:
+    """Runs by their start, the newest first. `next` is the `after` of the following page."""
+    await head_of(services, tenant)
+    return await list_of(services, tenant, wanted)
 
 
 @router.get("/tenants/{tenant}/runs/{run_id:path}/events", response_class=StreamingResponse)

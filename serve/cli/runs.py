@@ -2,13 +2,14 @@
 
 import json
 import uuid
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
 
 from events.money import money
 from serve.cli.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption, TenantArgument
-from serve.cli.output import print_json, show, time_text
+from serve.cli.output import print_json, show, table, time_text
 from serve.client import AdminClient
 
 runs = typer.Typer(no_args_is_help=True, help="Start durable runs, look at them, and steer them.")
@@ -41,6 +42,79 @@ def start_run(
     body = {"saga": saga, "input": _parsed(given, "--input"), **({"deadline_s": deadline_s} if deadline_s else {})}
     client = AdminClient.find(data_dir)
     show(client.call_once(f"/tenants/{tenant}/runs", body, idempotency_key or uuid.uuid4().hex), as_json)
+
+
+@runs.command("agent")
+def start_agent(
+    tenant: TenantArgument,
+    model: Annotated[str, typer.Argument(help="A model of the models file.")],
+    question: Annotated[str, typer.Argument(help="What it is to answer.")],
+    instructions: Annotated[str, typer.Option(help="What it is to keep to.")] = "",
+    tool: Annotated[
+        list[str] | None, typer.Option(help="A tool that it may call, or saga:NAME. Repeatable.", show_default=False)
+    ] = None,
+    approve: Annotated[
+        list[str] | None,
+        typer.Option(help="A tool each call of which a person allows. Repeatable.", show_default=False),
+    ] = None,
+    limits: Annotated[str, typer.Option(help='Such as {"turns": 5, "tokens": 20000, "cost_usd": "0.10"}')] = "{}",
+    idempotency_key: Annotated[str, typer.Option(help="The same key is the same run. [default: a new one]")] = "",
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    as_json: JsonOption = False,
+) -> None:
+    """Start an agent: a model that calls tools until it has an answer. Watch it with `tenantry runs follow`."""
+    agent = {
+        "model": model, "instructions": instructions, "tools": tool or [], "approve": approve or [],
+        "limits": _parsed(limits, "--limits"),
+    }  # fmt: skip
+    body = {"agent": agent, "input": question}
+    client = AdminClient.find(data_dir)
+    show(client.call_once(f"/tenants/{tenant}/runs", body, idempotency_key or uuid.uuid4().hex), as_json)
+
+
+@runs.command("list")
+def list_runs(
+    tenant: TenantArgument,
+    status: Annotated[
+        str, typer.Option(help="Such as running, failed, or stuck: could not be undone. [default: all]")
+    ] = "",
+    saga: Annotated[str, typer.Option(help="Of this saga only; agents are the saga `agent`.")] = "",
+    since: Annotated[datetime | None, typer.Option(help="Started at this time (UTC) or after it.")] = None,
+    until: Annotated[datetime | None, typer.Option(help="Started before this time (UTC).")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    as_json: JsonOption = False,
+) -> None:
+    """List runs by their start, the newest first."""
+    query: dict[str, Any] = {"status": status, "saga": saga, "since_us": _us(since), "until_us": _us(until)}
+    query = {name: value for name, value in query.items() if value}
+    client, rows, after = AdminClient.find(data_dir), list[dict[str, Any]](), ""
+    while len(rows) < limit:
+        page = client.call("GET", f"/tenants/{tenant}/runs", limit=min(limit - len(rows), 500), after=after, **query)
+        rows += page["data"]
+        if not (after := page["next"] or ""):
+            break
+    if as_json:
+        print_json(rows)
+    else:
+        table(["id", "saga", "status", "started", "took", "USD", "what is wrong"], [_line(row) for row in rows])
+
+
+@runs.command("follow")
+def follow_run(
+    tenant: TenantArgument, run: RunArgument, data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False
+) -> None:
+    """Print what happens in a run, and what its models write while they write it, until it has ended."""
+    is_writing = False
+    for kind, data in AdminClient.find(data_dir).follow_on(f"/tenants/{tenant}/runs/{run}/events"):
+        if as_json:
+            print(json.dumps({"type": kind, **data}), flush=True)
+        elif kind == "run.delta":
+            print(data["text"], end="", flush=True)
+            is_writing = True
+        else:
+            print("\n" * is_writing + _happened(kind, data), flush=True)
+            is_writing = False
 
 
 @runs.command("show")
@@ -102,6 +176,28 @@ def fork_run(
     """Start a new run that keeps the results before a step, and does the rest anew."""
     path = f"/tenants/{tenant}/runs/{run}/fork"
     show(AdminClient.find(data_dir).call_once(path, {"step": step}, uuid.uuid4().hex), as_json)
+
+
+def _us(time: datetime | None) -> int:
+    return int(time.replace(tzinfo=UTC).timestamp() * 1e6) if time else 0
+
+
+def _line(row: dict[str, Any]) -> list[str]:
+    took = f"{(row['ended_us'] - row['started_us']) / 1e6:,.1f} s" if row["ended_us"] else ""
+    cost = money(row["cost_nano_usd"]) if row["cost_nano_usd"] else ""
+    wrong = f"could not be undone: {', '.join(row['stuck'])}" if row["stuck"] else row["error_code"]
+    return [row["id"], row["saga"], row["status"], time_text(row["started_us"]), took, cost, wrong]
+
+
+def _happened(kind: str, data: dict[str, Any]) -> str:
+    """One event in a line: when, what, to which step, how it went."""
+    order = data.get("order") or {}
+    step = order.get("step") or data.get("step") or data.get("name") or ""
+    parts = [time_text(data["time_us"]), kind.removeprefix("run.").removesuffix(".v1"), step]
+    if order:
+        parts.append(f"{order['kind']} {order['target']}")
+    parts += [str(data[name]) for name in ("saga", "status", "code", "message") if data.get(name)]
+    return "  ".join(filter(None, parts))
 
 
 def _headline(run: dict[str, Any]) -> str:

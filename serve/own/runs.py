@@ -11,6 +11,7 @@ from serve.admin.routes import IdempotencyKey, Svc, Who
 from serve.admin.run_actions import ForkFrom, RunOut
 from serve.own.routes import Reader, Starter
 from serve.run_events import events_of
+from serve.run_list import RunList, Wanted, list_of
 
 own_runs = APIRouter(prefix="/v1/runs", tags=["runs"])
 
@@ -21,6 +22,12 @@ async def start_own_run(
 ) -> RunOut:
     """Start a run of a saga or of an agent: 202 once it is on disk. The same Idempotency-Key with the same body is the same run."""
     return await runs.start(services, Who.caller(caller), body, response, idempotency_key)
+
+
+@own_runs.get("")
+async def list_own_runs(services: Svc, caller: Reader, wanted: Wanted) -> RunList:
+    """Runs by their start, the newest first. `next` is the `after` of the following page."""
+    return await list_of(services, caller.tenant, wanted)
 
 
 @own_runs.get("/{run_id:path}/events", response_class=StreamingResponse)

@@ -35,6 +35,7 @@ from events.store import EventStore
 from events.tasks import end_tasks
 from events.tenant import DescribeTenant
 from events.valkey_store import ValkeyEventStore, connect
+from projections.model import Add
 from projections.runner import ReadModels, decoded
 from projections.usage import UsageProjection
 from tests.faults import planted
@@ -354,7 +355,7 @@ async def _gather_projected(run: Run, store: ValkeyEventStore, keys: Keys) -> No
             expected: Counter[str] = Counter()
             for _, record, event in decoded(await store.read(tenant, 0, head.position), await keys.cipher(tenant)):
                 for write in usage.apply(tenant, record, event):
-                    assert hasattr(write, "amount"), write
+                    assert isinstance(write, Add), write
                     expected[write.field] += write.amount
             found = {field.decode(): int(value) for field, value in (await models.fields(usage, tenant)).items()}
             run.recorder.add(Projected(tenant, await models.checkpoint(usage, tenant), found, dict(expected)))
