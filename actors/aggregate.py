@@ -22,7 +22,7 @@ from actors.tool_calls import ToolCalls
 from events.catalog import DomainCommand, DomainEvent
 from events.errors import InvalidCommandError, NotFoundError, TenantSuspendedError
 from events.messages import Query
-from events.run import ReopenRun, RunCommand, RunEvents
+from events.run import CapRuns, CapsCommand, ReopenRun, RunCommand, RunEvents, RunsCapped
 from events.slices import SYSTEM_TENANT
 from events.store import Placement
 from events.system import SystemCommand, SystemEvent
@@ -30,7 +30,7 @@ from events.tenant import CallEvent, TenantCommand, TenantEvent
 from events.timers import FireTimers
 from events.tools import RecordToolCall, ToolCommand, ToolsEvent
 
-STATE_SCHEMA = 7  # raise it whenever State changes: older snapshots are then replayed instead of misread
+STATE_SCHEMA = 8  # raise it whenever State changes: older snapshots are then replayed instead of misread
 
 
 class State(msgspec.Struct, frozen=True):
@@ -91,6 +91,11 @@ def _check_exists(state: State, tenant: str) -> None:
         raise NotFoundError("tenant", tenant)
 
 
+def _decide_caps(state: State, tenant: str, command: CapsCommand, now_us: int) -> list[DomainEvent]:
+    _check_exists(state, tenant)
+    return [*runs.cap(state.runs, command, now_us)] if isinstance(command, CapRuns) else []
+
+
 def _decide_reopening(_state: State, tenant: str, command: ReopenRun, now_us: int) -> list[DomainEvent]:
     if tenant == SYSTEM_TENANT:
         raise _of_the_platform()
@@ -130,6 +135,10 @@ def _evolve_runs(state: State, event: RunEvents) -> State:
     return replace(state, runs=runs.fold(state.runs, event))
 
 
+def _evolve_caps(state: State, event: RunsCapped) -> State:
+    return replace(state, runs=runs.capped(state.runs, event))
+
+
 def _evolve_system(state: State, event: SystemEvent) -> State:
     return replace(state, system=systems.evolve(state.system, event))
 
@@ -143,6 +152,7 @@ _EVOLVE: dict[type[DomainEvent], Callable[[State, Any], State]] = {
     **dict.fromkeys(TenantEvent.__args__, _evolve_tenant),
     **dict.fromkeys(CallEvent.__args__, _evolve_call),
     **dict.fromkeys(RunEvents.__args__, _evolve_runs),
+    RunsCapped: _evolve_caps,
     **dict.fromkeys(SystemEvent.__args__, _evolve_system),
     **dict.fromkeys(ToolsEvent.__args__, _evolve_tools),
 }
@@ -186,11 +196,13 @@ class _Family(NamedTuple):
 
 _TENANT = _Family(_decide_tenant, lambda state, *asked: tenants.answer(state.tenant, *asked))
 _RUNS = _Family(_decide_runs, lambda state, _tenant, command, _now_us: runs.answer(state.runs, command))
+_CAPS = _Family(_decide_caps, lambda state, *_: runs.describe_caps(state.runs))
 _SYSTEM = _Family(_decide_system, lambda state, _tenant, command, _now_us: systems.answer(state.system, command))
 _TOOLS = _Family(_decide_tools, lambda state, _tenant, command, _now_us: tool_calls.answer(state.tools, command))
 _FAMILIES: dict[type[DomainCommand | ReopenRun], _Family] = {
     **dict.fromkeys(TenantCommand.__args__, _TENANT),
     **dict.fromkeys(RunCommand.__args__, _RUNS),
+    **dict.fromkeys(CapsCommand.__args__, _CAPS),
     **dict.fromkeys(SystemCommand.__args__, _SYSTEM),
     **dict.fromkeys(ToolCommand.__args__, _TOOLS),
     ReopenRun: _Family(_decide_reopening, _RUNS.answer),

@@ -3,15 +3,15 @@
 import msgspec
 
 from events.errors import InvalidCommandError
-from events.run import RunCommand, RunEvents
+from events.run import CapsCommand, RunCommand, RunEvents, RunsCapped
 from events.system import SystemCommand, SystemEvent
 from events.tenant import TenantCommand, TenantEvent
 from events.timers import FireTimers
 from events.tools import ToolCommand, ToolsEvent
 
 # Families are joined with ``|``; a tag belongs to one family only.
-DomainCommand = TenantCommand | RunCommand | SystemCommand | ToolCommand | FireTimers
-DomainEvent = TenantEvent | RunEvents | SystemEvent | ToolsEvent
+DomainCommand = TenantCommand | RunCommand | CapsCommand | SystemCommand | ToolCommand | FireTimers
+DomainEvent = TenantEvent | RunEvents | RunsCapped | SystemEvent | ToolsEvent
 
 _command_decoder: msgspec.msgpack.Decoder[DomainCommand] = msgspec.msgpack.Decoder(DomainCommand)
 

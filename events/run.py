@@ -143,11 +143,36 @@ class ReopenRun(Command, frozen=True, tag="run.reopen"):
     run: bytes
 
 
+class CapRuns(Command, frozen=True, tag="run.cap"):
+    """How many steps of a tenant may be with runners at once: in all, of any one target (a tool, a function, a model), and of
+    targets by name. 0 and what is left out: as the platform has it.
+    """
+
+    steps_max: int = 0
+    target_max: int = 0
+    targets: Mapping[str, int] = {}
+
+
+class DescribeRunCaps(Query, frozen=True, tag="run.describe_caps"):
+    pass
+
+
 class DescribeRun(Query, frozen=True, tag="run.describe"):
     run_id: str
 
 
 RunCommand = StartRun | FinishStep | FailStep | SignalRun | CancelRun | RetryRun | DescribeRun
+
+
+CapsCommand = CapRuns | DescribeRunCaps
+
+
+class RunsCapped(Event, frozen=True, tag="run.capped.v1"):
+    """Of all runs of the tenant together; see ``CapRuns``."""
+
+    steps_max: int
+    target_max: int
+    targets: Mapping[str, int] = {}
 
 
 class RunEvent(Event, frozen=True):

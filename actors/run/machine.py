@@ -25,6 +25,7 @@ from events.run import (
     ENDS,
     CancelRequested,
     CancelRun,
+    CapRuns,
     CompensationStuck,
     DescribeRun,
     FailStep,
@@ -39,6 +40,7 @@ from events.run import (
     RunEvents,
     RunFailing,
     RunReopened,
+    RunsCapped,
     RunStarted,
     RunStatus,
     RunUnblocked,
@@ -63,9 +65,21 @@ CHILD_DEPTH_MAX = 8
 FIRED_AT_ONCE_MAX = 500  # events of one append; what is left stays due
 STEPS_UNDER_WAY_MAX = 256
 STEPS_OF_TARGET_MAX = 64
+CAP_MAX, CAPPED_TARGETS_MAX = 10_000, 256
 # Work that nobody has answered for this long, beyond the step's own time-out, is handed out again.
 REQUEUE_AFTER_US = 120_000_000
 WORK_KINDS = ("tool", "function", "model")
+
+
+class Caps(msgspec.Struct, frozen=True):
+    """How many steps may be with runners at once; ``targets`` by name, the others at most ``target_max`` each."""
+
+    steps_max: int = STEPS_UNDER_WAY_MAX
+    target_max: int = STEPS_OF_TARGET_MAX
+    targets: Mapping[str, int] = {}
+
+    def of_target(self, target: str) -> int:
+        return self.targets.get(target, self.target_max)
 
 
 class Runs(msgspec.Struct, frozen=True):
@@ -77,6 +91,7 @@ class Runs(msgspec.Struct, frozen=True):
     under_way: Mapping[str, int] = {}
     due: Mapping[str, int] = {}
     queued: tuple[tuple[int, str, str], ...] = ()  # (-priority, run, step), in the order they get their turn
+    caps: Caps = Caps()
 
     @property
     def next_timer_us(self) -> int:
@@ -115,7 +130,48 @@ def fold(runs: Runs, event: RunEvents) -> Runs:
         name = event.order.step if isinstance(event, StepScheduled) else event.step
         queued = tuple(item for item in queued if item[1:] != (event.run_id, name))
     due_us = 0 if isinstance(event, RunEnded) else next_due_us(after)
-    return Runs(opened, _count(runs.under_way, before, after, event), _with_due(runs.due, event.run_id, due_us), queued)
+    return Runs(
+        opened,
+        _count(runs.under_way, before, after, event),
+        _with_due(runs.due, event.run_id, due_us),
+        queued,
+        runs.caps,
+    )
+
+
+def capped(runs: Runs, event: RunsCapped) -> Runs:
+    caps = Caps(event.steps_max or STEPS_UNDER_WAY_MAX, event.target_max or STEPS_OF_TARGET_MAX, event.targets)
+    return msgspec.structs.replace(runs, caps=caps)
+
+
+def cap(runs: Runs, command: CapRuns, now_us: int) -> list[RunEvents | RunsCapped]:
+    """Set them; what has waited for room begins where there is some now. What is under way is let finish. Raises
+    InvalidCommandError.
+    """
+    numbers = [command.steps_max, command.target_max, *command.targets.values()]
+    if not all(0 <= number <= CAP_MAX for number in numbers) or 0 in command.targets.values():
+        raise InvalidCommandError(f"a cap is 1 to {CAP_MAX}, got {sorted(numbers)}; without runners nothing would run")
+    if len(command.targets) > CAPPED_TARGETS_MAX:
+        raise InvalidCommandError(
+            f"at most {CAPPED_TARGETS_MAX} targets have caps of their own, got {len(command.targets)}"
+        )
+    event = RunsCapped(command.steps_max, command.target_max, dict(command.targets))
+    after = capped(runs, event)
+    if after.caps == runs.caps:
+        return []
+    turn = _Turn(after, now_us)
+    turn.fill_room()
+    return [event, *turn.events]
+
+
+def describe_caps(runs: Runs) -> dict[str, Any]:
+    return {
+        "steps_max": runs.caps.steps_max,
+        "target_max": runs.caps.target_max,
+        "targets": dict(runs.caps.targets),
+        "under_way": dict(runs.under_way),
+        "queued": len(runs.queued),
+    }
 
 
 def _with_due(due: Mapping[str, int], run_id: str, due_us: int) -> Mapping[str, int]:
@@ -465,8 +521,8 @@ class _Turn:
             self._start_child(run_id, begin)
 
     def _has_room(self, target: str) -> bool:
-        under_way = self.runs.under_way
-        return under_way.get(target, 0) < STEPS_OF_TARGET_MAX and sum(under_way.values()) < STEPS_UNDER_WAY_MAX
+        under_way, caps = self.runs.under_way, self.runs.caps
+        return under_way.get(target, 0) < caps.of_target(target) and sum(under_way.values()) < caps.steps_max
 
     def _schedule(self, run_id: str, begin: Begin, attempt: int) -> None:
         self.emit(StepScheduled(run_id, begin.order, begin.args, attempt, self.now_us))
@@ -497,7 +553,7 @@ class _Turn:
     def _succeed(self, run_id: str, step: str, result: bytes, duration_us: int, used: Used) -> None:
         found = self.runs.open[run_id].steps[step]
         self.emit(StepSucceeded(run_id, step, found.attempt, result, duration_us, used))
-        self._fill_room()
+        self.fill_room()
 
     def _fail(self, run: Run, name: str, command: FailStep) -> None:
         step = run.steps[name]
@@ -517,9 +573,9 @@ class _Turn:
         )  # fmt: skip
         if step.order.undoes and not may_retry:
             self.emit(CompensationStuck(run.id, name, command.message[:1_000]))
-        self._fill_room()
+        self.fill_room()
 
-    def _fill_room(self) -> None:
+    def fill_room(self) -> None:
         """Steps that waited for room get what came free, by priority, then by age."""
         for _, run_id, name in self.runs.queued:
             step = self.runs.open[run_id].steps[name]

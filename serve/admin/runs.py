@@ -4,10 +4,23 @@ from typing import Annotated, Any
 
 from fastapi import Body, Header, Response
 from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, Field
 
+from actors.run.machine import CAP_MAX, CAPPED_TARGETS_MAX
+from events.run import CapRuns, DescribeRunCaps
 from serve.admin import run_actions as runs
 from serve.admin.new_run import NewRun
-from serve.admin.routes import IdempotencyKey, Svc, Who, head_of, router
+from serve.admin.routes import (
+    IdempotencyKey,
+    Svc,
+    Who,
+    ask,
+    command_id_for,
+    commands,
+    head_of,
+    router,
+    stamp,
+)
 from serve.admin.run_actions import ForkFrom, RunOut
 from serve.run_events import events_of
 from serve.run_list import RunList, Wanted, list_of
@@ -74,6 +87,46 @@ async def list_runs(services: Svc, tenant: str, wanted: Wanted) -> RunList:
     """Runs by their start, the newest first. `next` is the `after` of the following page."""
     await head_of(services, tenant)
     return await list_of(services, tenant, wanted)
+
+
+class CapsIn(BaseModel, extra="forbid"):
+    """How many of the tenant's steps may be with runners at once; 0 is the platform's own cap. What is more waits."""
+
+    steps_max: Annotated[int, Field(ge=0, le=CAP_MAX, description="In all")] = 0
+    target_max: Annotated[int, Field(ge=0, le=CAP_MAX, description="Of any one tool, function or model")] = 0
+    targets: Annotated[
+        dict[str, Annotated[int, Field(ge=1, le=CAP_MAX)]],
+        Field(max_length=CAPPED_TARGETS_MAX, description="Of tools, functions and models by name"),
+    ] = Field(default_factory=dict)
+
+
+class CapsOut(BaseModel):
+    """`under_way`: steps with runners now, by what they call; `queued`: those that wait for room."""
+
+    steps_max: int
+    target_max: int
+    targets: dict[str, int]
+    under_way: dict[str, int]
+    queued: int
+    position: int
+
+
+@router.get("/tenants/{tenant}/run-caps")
+async def show_caps(services: Svc, tenant: str) -> CapsOut:
+    """The tenant's caps, and how much of them is used."""
+    ok = await ask(services, tenant, DescribeRunCaps())
+    return CapsOut(**ok.result, position=ok.position)
+
+
+@commands.put("/tenants/{tenant}/run-caps")
+async def set_caps(
+    services: Svc, tenant: str, body: CapsIn, response: Response, idempotency_key: IdempotencyKey = None
+) -> CapsOut:
+    """Set all caps of the tenant's steps. Those under way beyond them are let finish."""
+    command = CapRuns(body.steps_max, body.target_max, body.targets)
+    ok = await ask(services, tenant, command, command_id_for(services, tenant, idempotency_key))
+    stamp(response, ok)
+    return CapsOut(**ok.result, position=ok.position)
 
 
 @router.get("/tenants/{tenant}/runs/{run_id:path}/events", response_class=StreamingResponse)

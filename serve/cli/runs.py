@@ -117,6 +117,34 @@ def follow_run(
             is_writing = False
 
 
+@runs.command("caps")
+def show_caps(
+    tenant: TenantArgument,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps under way at once, in all.", show_default=False)
+    ] = None,
+    each: Annotated[
+        int | None, typer.Option(min=1, help="Of any one tool, function or model.", show_default=False)
+    ] = None,
+    of: Annotated[
+        list[str] | None, typer.Option(help="Of one by name: payments=2. Repeatable.", show_default=False)
+    ] = None,
+    reset: Annotated[bool, typer.Option("--reset", help="Go back to the platform's own caps.")] = False,
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+    as_json: JsonOption = False,
+) -> None:
+    """Show how many steps of a tenant may be with runners at once and how many are, or change what is named."""
+    client, path = AdminClient.find(data_dir), f"/tenants/{tenant}/run-caps"
+    if not (reset or steps or each or of):
+        show(client.call("GET", path), as_json)
+        return
+    platform: dict[str, Any] = {"steps_max": 0, "target_max": 0, "targets": {}}
+    now = platform if reset else client.call("GET", path)
+    targets = {**now["targets"], **dict(map(_cap, of or []))}
+    body = {"steps_max": steps or now["steps_max"], "target_max": each or now["target_max"], "targets": targets}
+    show(client.call("PUT", path, body), as_json)
+
+
 @runs.command("show")
 def show_run(
     tenant: TenantArgument, run: RunArgument, data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False
@@ -176,6 +204,13 @@ def fork_run(
     """Start a new run that keeps the results before a step, and does the rest anew."""
     path = f"/tenants/{tenant}/runs/{run}/fork"
     show(AdminClient.find(data_dir).call_once(path, {"step": step}, uuid.uuid4().hex), as_json)
+
+
+def _cap(text: str) -> tuple[str, int]:
+    name, _, number = text.rpartition("=")
+    if not name or not number.isdecimal():
+        raise typer.BadParameter(f"--of takes NAME=NUMBER, got {text!r}")
+    return name, int(number)
 
 
 def _us(time: datetime | None) -> int:

@@ -15,6 +15,7 @@ from events.run import (
     RunEnded,
     RunFailing,
     RunReopened,
+    RunsCapped,
     RunStarted,
     RunUnblocked,
     SignalReceived,
@@ -206,6 +207,7 @@ RUNS: list[DomainEvent] = [
     RunEnded("r3", "completed", START_US + 8, pack("hello Ann")),
     RunStarted("r4", "greet", 1, b"", START_US),
     StepQueued("r4", _order("a"), b""),
+    RunsCapped(100, 20, {"email": 3}),
 ]
 
 TOOLS: list[DomainEvent] = [

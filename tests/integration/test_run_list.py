@@ -95,6 +95,20 @@ async def test_what_could_not_be_undone_raises_an_alarm_until_a_person_has_it_tr
     assert world.tenant not in detail
 
 
+async def test_an_operator_caps_a_tenants_steps(world: World, cli: Cli) -> None:
+    await prepared(world)
+    assert (await cli("runs", "caps", world.tenant))["steps_max"] == 256
+    capped = await cli("runs", "caps", world.tenant, "--steps", "1", "--of", "list-do=1")
+    assert (capped["steps_max"], capped["targets"], capped["under_way"]) == (1, {"list-do": 1}, {"list-do": 1})
+    await world.asker.ask(world.tenant, StartRun("late", "list-a", pack(None)), actor="test")
+    run = (await world.admin.get(f"/tenants/{world.tenant}/runs/late")).json()
+    assert run["steps"][0]["status"] == "queued"
+    assert (await cli("runs", "caps", world.tenant))["queued"] == 1
+    assert (await cli("runs", "caps", world.tenant, "--reset"))["queued"] == 0
+    run = (await world.admin.get(f"/tenants/{world.tenant}/runs/late")).json()
+    assert run["steps"][0]["status"] == "scheduled"
+
+
 async def test_a_list_is_erased_with_its_tenant(world: World, servers: Servers, keys: Keys) -> None:
     await prepared(world)
     models = ReadModels(connect(servers.valkey_url, db=1), keys)

@@ -10,7 +10,18 @@ from actors.run import Child, Parallel, Retry, Saga, Sequential, Signal, Step, T
 from actors.run.definition import Node
 from actors.run.machine import REQUEUE_AFTER_US, STEPS_OF_TARGET_MAX, backoff_us
 from events.errors import InvalidCommandError, NotFoundError, RunClosedError
-from events.run import FinishStep, RetryRule, RetryRun, StartRun, StepRequeued, StepSucceeded, pack
+from events.run import (
+    CapRuns,
+    FinishStep,
+    RetryRule,
+    RetryRun,
+    RunsCapped,
+    StartRun,
+    StepRequeued,
+    StepScheduled,
+    StepSucceeded,
+    pack,
+)
 from tests.kit.factories import NOW_US
 from tests.kit.runs import Lab
 
@@ -358,6 +369,24 @@ def test_steps_beyond_the_cap_wait_and_the_most_urgent_goes_first() -> None:
     lab.send(FinishStep("r0", "a", 1, pack(None), 1))
     assert lab.todo[-1].run_id == f"r{STEPS_OF_TARGET_MAX + 2}"
     assert lab.runs.under_way == {"t": STEPS_OF_TARGET_MAX}
+
+
+def test_caps_of_a_tenants_own_hold_and_what_waited_begins_when_they_are_raised() -> None:
+    lab = Lab()
+    lab.runs = machine.capped(lab.runs, RunsCapped(3, 0, {"t": 1}))
+    for tool in ("t", "u"):
+        for number in range(3):
+            lab.start(saga(Step("a", tool=tool)), run_id=f"{tool}{number}")
+    assert [item.run_id for item in lab.todo] == ["t0", "u0", "u1"], "one of t, and three in all"
+    event, *begun = machine.cap(lab.runs, CapRuns(5, 0, {"t": 2}), lab.now_us)
+    assert event == RunsCapped(5, 0, {"t": 2})
+    lab.runs = machine.capped(lab.runs, event)
+    lab.take([each for each in begun if isinstance(each, StepScheduled)])
+    assert [item.run_id for item in lab.todo] == ["t0", "u0", "u1", "t1", "u2"]
+    assert machine.describe_caps(lab.runs)["queued"] == 1
+    assert machine.cap(lab.runs, CapRuns(5, 0, {"t": 2}), lab.now_us) == [], "as it is already"
+    with pytest.raises(InvalidCommandError, match="without runners nothing would run"):
+        machine.cap(lab.runs, CapRuns(5, 0, {"t": 0}), lab.now_us)
 
 
 def test_a_fork_takes_over_what_was_done() -> None:
