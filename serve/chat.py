@@ -30,6 +30,7 @@ from serve.auth import Authenticator, Principal
 from serve.booking import NOTHING, Booking, Bookings, OnBooked, unnoticed, used_when_failed, used_when_left
 from serve.chat_request import Call, parse_chat
 from serve.embedding_request import parse_embeddings
+from serve.fair_share import FairShare
 from serve.http_errors import HttpError, as_http_error, unexpected_error
 from serve.routing import Hop, Plan, Routing, may_go_elsewhere
 from serve.settings import Model, ModelsFile
@@ -73,6 +74,7 @@ class ModelEndpoint:
         *,
         call_timeout_s: float,
         body_bytes_max: int,
+        calls_max: int,
         on_booked: OnBooked = unnoticed,
     ) -> None:
         self._models = {model.name: model for model in models.models}
@@ -84,13 +86,15 @@ class ModelEndpoint:
         self._bookings = Bookings(asker, models.models, call_timeout_s, on_booked)
         self._list_prices = list_prices(models.models)
         self._shed = Shed()
+        self._places = FairShare(calls_max)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         responder = Responder(send)
         try:
             principal = await self._authenticator.authenticate(header(scope, b"authorization"), "inference")
-            call = _PARSERS[scope["path"]](await read_body(receive, self._body_bytes_max), self._models)
-            await run_unless_client_leaves(self._serve(principal, call, responder), receive)
+            with self._places.place(principal.tenant):
+                call = _PARSERS[scope["path"]](await read_body(receive, self._body_bytes_max), self._models)
+                await run_unless_client_leaves(self._serve(principal, call, responder), receive)
         except ClientLeftError:
             log.info("chat.client_left")
         except HttpError as error:

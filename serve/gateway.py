@@ -209,6 +209,7 @@ class Gateway:
             resilience,
             call_timeout_s=settings.call_timeout_s,
             body_bytes_max=settings.body_bytes_max,
+            calls_max=settings.model_calls_max,
             on_booked=self._metrics.booked,
         )
         return app, chat

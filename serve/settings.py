@@ -208,6 +208,9 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     idle_after_s: Annotated[float, Field(ge=0.1)] = 600.0  # a tenant not asked for so long leaves memory
     active_tenants_max: PositiveInt = 20_000  # per actor: beyond it, who was asked least recently leaves memory
     call_timeout_s: Annotated[float, Field(gt=0, le=12 * 3600)] = 600.0  # one model call, from connect to last byte
+    model_calls_max: PositiveInt = (
+        1_000  # at once, per gateway replica; one tenant holds three quarters of them at most
+    )
     body_bytes_max: PositiveInt = 4 * 1024 * 1024
     archive_url: str = ""  # an fsspec path for old events; empty: they stay in Valkey
     archive_keep_events: NonNegativeInt = 100_000  # per tenant: the newest stay in Valkey

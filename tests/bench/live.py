@@ -16,7 +16,7 @@ from events.valkey_store import ValkeyEventStore, connect
 from serve import ray_runtime
 from serve.client import AdminClient, AdminError
 from serve.installation import Running
-from tests.bench import bare_app, doors, tenants
+from tests.bench import bare_app, doors, servegen, tenants
 from tests.bench.asks import IN_FLIGHT, Load, Send, ceiling_senders, drive, event_bytes, our_senders
 from tests.bench.http_commands import Loads
 from tests.bench.programs import environment_kept, model_server, platform
@@ -104,6 +104,8 @@ async def _measure(rows: Sequence[str], stage: Stage) -> list[dict[str, Any]]:
             running = stage.running
             ground = tenants.Ground(running.nats_url, running.valkey_url, stage.instance, bus, store, stage.say)
             results += await tenants.measure(wanted, ground)
+        if wanted := [row for row in rows if row in servegen.ROWS]:
+            results += await servegen.measure(wanted, doors.own_url(stage.admin), stage.admin, stage.say)
         return results
 
 

@@ -1,10 +1,12 @@
-"""A model server that answers at once: the same completion to everybody, whole or as a stream of ``TOKENS`` chunks.
+"""A model server that answers at once: the same completion to everybody, whole or as a stream of ``TOKENS`` chunks. Only
+what is asked of the model ``thinking`` takes a while, when it is not a stream.
 
 Bare sockets, one chunk of each stream per round of the loop, so that it is never what is measured. Run as a program with the
 file to write its port to.
 """
 
 import asyncio
+import random
 import sys
 from pathlib import Path
 from typing import cast
@@ -43,6 +45,11 @@ _TOKEN = _delta(" word")
 _STREAM_END = _event(msgspec.json.encode({**_CHUNK, "choices": [], "usage": _USAGE})) + _event(b"[DONE]") + b"0\r\n\r\n"
 
 
+def _thinking_s() -> float:
+    """As long as a model takes: a median of 0.2 s and a tail, 0.5 s at the 99th percentile."""
+    return random.lognormvariate(-1.6, 0.4)
+
+
 class Server(asyncio.Protocol):
     def __init__(self) -> None:
         self._received = b""
@@ -63,6 +70,11 @@ class Server(asyncio.Protocol):
             self._transport.write(_STREAM_HEAD)
             asyncio.get_running_loop().call_soon(self._next_token, TOKENS)
         else:
+            wait_s = _thinking_s() if b'"model":"thinking"' in body else 0.0
+            asyncio.get_running_loop().call_later(wait_s, self._answer) if wait_s else self._answer()
+
+    def _answer(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
             self._transport.write(_WHOLE_ANSWER)
 
     def _next_token(self, left: int) -> None:

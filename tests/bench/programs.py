@@ -23,12 +23,17 @@ _STOP_TIMEOUT_S = 40.0
 _IDLE_PERIOD_S, _IDLE_PERIODS_MAX = 1.0, 20
 _IDLE_CHANGE_MIB = 1.0
 
+THINKING = "thinking"  # a model that takes its time, as models do
 _MODELS = """\
 models:
   - name: instant
     price: {{input_usd_per_mtok: "0.10", output_usd_per_mtok: "0.40"}}
     upstreams:
-      - {{base_url: "{}", model: instant}}
+      - {{base_url: "{0}", model: instant}}
+  - name: thinking
+    price: {{input_usd_per_mtok: "0.10", output_usd_per_mtok: "0.40"}}
+    upstreams:
+      - {{base_url: "{0}", model: thinking}}
 """
 
 

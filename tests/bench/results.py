@@ -85,6 +85,8 @@ _ALL = (
         for in_flight in (1, 16, 64)
         for percentile, reach in (("p50", 1.5), ("p99", 2.0))
     ),
+    Row("servegen_served", "requests/s", 0.90, more_is_better=True),
+    Row("servegen_p99", "ms", 2.0, more_is_better=False),
     Row("startup", "s", 1.5, more_is_better=False),
     # no figure to reach is given anywhere: half as much again is what supervision, projections and a guard may cost
     Row("memory_idle", "MiB", 1.5, more_is_better=False),

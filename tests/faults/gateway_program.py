@@ -104,6 +104,7 @@ async def call_for_ever(bus: Bus, tenant: str, answers: Path, seed: int) -> None
             Resilience(bus, f"gateway-{os.getpid()}"),  # not started: each process has breakers of its own
             call_timeout_s=CALL_TIMEOUT_S,
             body_bytes_max=10_000,
+            calls_max=1_000,
         )
         clients = Clients(endpoint, tenant, answers, dice)
         try:
