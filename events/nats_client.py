@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nats.aio.client import Client
+from nats.aio.transport import TcpTransport
 from nats.errors import BadSubjectError, ConnectionClosedError, MaxPayloadError, OutboundBufferLimitError
 from nats.protocol.parser import AWAITING_CONTROL_LINE, Parser
 
@@ -23,6 +24,7 @@ Handler = Callable[[bytes, str], None]  # data, subject to reply to ("" where no
 RawHandler = Callable[[bytes, bytes, str, bytes | None], None]  # subject, data, subject to reply to, headers
 
 _UNSENT_BYTES_MAX = 16 * 1024 * 1024  # a server that reads nothing for so long is as good as away
+_SOCKET_BYTES_MAX = 64 * 1024  # in the transport's own buffer: asyncio's high-water mark
 _INVALID_SUBJECT = re.compile(r"[\s\x00]")
 _NO_ONE_LISTENS = b"NATS/1.0 503"
 
@@ -134,6 +136,7 @@ class DirectClient(Client):
         self._ps = _Parser(self)
         self._inbox: _Inbox | None = None
         self._asks = 0
+        self._is_writing = False
 
     def post(self, subject: str, data: bytes, reply: str = "") -> None:
         """Publish. It is sent as soon as the loop gets there, in order.
@@ -158,8 +161,34 @@ class DirectClient(Client):
     def _put(self, command: bytes) -> None:
         self._pending.append(command)
         self._pending_data_size += len(command)
-        if self._flush_queue is not None and self._flush_queue.empty() and self.is_connected:
+        if not self._is_writing and self.is_connected:
+            self._is_writing = True
+            asyncio.get_running_loop().call_soon(self._write_pending)
+
+    def _write_pending(self) -> None:
+        """All that was put in this round of the loop goes out in one piece, without the task that nats-py would wake for it.
+        That task gets what the socket does not take for now: it waits, and says what is wrong.
+        """
+        self._is_writing = False
+        if not (self._pending and self.is_connected):
+            return  # out already, or to be sent by whoever connects again
+        try:
+            if self._has_room():
+                assert self._transport is not None
+                self._transport.writelines(self._pending)
+                self._pending, self._pending_data_size = [], 0
+                return
+        except (OSError, RuntimeError) as error:  # uvloop's, of a transport that has closed
+            log.debug("bus.write_failed: %r", error)
+        if self._flush_queue is not None and self._flush_queue.empty():
             self._flush_queue.put_nowait(asyncio.get_running_loop().create_future())
+
+    def _has_room(self) -> bool:
+        """Whether the socket takes more; unknown, and so left to nats-py, of what is no plain TCP or TLS connection."""
+        if not isinstance(self._transport, TcpTransport):
+            return False
+        writer = self._transport._io_writer  # noqa: SLF001 - no public way leads to it
+        return writer is not None and writer.transport.get_write_buffer_size() < _SOCKET_BYTES_MAX
 
     async def ask(self, subject: str, data: bytes, timeout_s: float) -> bytes:
         """Publish and wait for one answer.
