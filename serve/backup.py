@@ -36,7 +36,8 @@ from events.valkey_vault import ValkeyVault
 from events.verify import verify
 from events.witness import accept_loss
 from serve.installation import SECRETS_FILE, DataDir, Running, Secrets, write_private
-from serve.local_servers import LOOPBACK, LocalServer, free_port, valkey_spec
+from serve.local_servers import LOOPBACK, LocalServer, valkey_spec
+from serve.ports import free_port
 
 MANIFEST = "manifest.json"
 LOG, ARCHIVE, OBJECTS, KEYS, VAULT = "log", "archive", "objects", "keys", "vault"

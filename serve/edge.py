@@ -15,7 +15,6 @@ HAProxy's script runs this file alone, in an isolated interpreter: only the stan
 import os
 import re
 import shlex
-import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from itertools import product
@@ -110,18 +109,6 @@ def serve_environment(run_dir: Path, metrics_port: int, fallback_port: int) -> d
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1",
     }
-
-
-def free_ports(count: int) -> list[int]:
-    """Different free loopback ports. Another process may take one before it is used; nothing reserves it."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 class WithoutServeHeaders:

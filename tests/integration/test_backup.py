@@ -27,7 +27,8 @@ from projections.runner import ReadModels, Runner
 from projections.usage import UsageProjection, read_usage
 from serve.backup import BackupError, Manifest, back_up, restore
 from serve.installation import DataDir, Running, Secrets
-from serve.local_servers import LocalServer, free_port, nats_spec, valkey_spec
+from serve.local_servers import LocalServer, nats_spec, valkey_spec
+from serve.ports import free_port
 from tests.kit.activator import activating
 
 TENANTS = ("acme", "globex", "initech")

@@ -10,7 +10,7 @@ from pathlib import Path
 import uvicorn
 
 from serve.gateway import Gateway
-from serve.local_servers import free_port
+from serve.ports import free_port
 
 
 class GatewayProcess:

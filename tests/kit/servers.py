@@ -13,7 +13,8 @@ from events.keys import Keys, parse_master_keys
 from events.memory_vault import MemoryVault
 from events.valkey_store import connect
 from events.valkey_vault import ValkeyVault
-from serve.local_servers import LocalServer, free_port, nats_spec, valkey_spec
+from serve.local_servers import LocalServer, nats_spec, valkey_spec
+from serve.ports import free_port
 
 USER, PASSWORD = "tenantry", "test-password"
 _RESTART_TIMEOUT_S = 30.0

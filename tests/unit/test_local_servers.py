@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from serve.local_servers import LocalServer, ServerFailedError, ServerSpec, answers_ping, free_port, listens
+from serve.local_servers import LocalServer, ServerFailedError, ServerSpec, answers_ping, listens
+from serve.ports import free_port
 
 LOADING = b"+OK\r\n-LOADING Valkey is loading the dataset in memory\r\n"
 PONG = b"+OK\r\n+PONG\r\n"
