@@ -3,6 +3,8 @@
 import time
 from typing import Protocol
 
+TIME_US_MAX = 2**53 - 1  # what JSON numbers carry exactly
+
 
 class Clock(Protocol):
     def now_us(self) -> int:

@@ -7,8 +7,8 @@ import msgspec
 from fastapi import Query
 from pydantic import BaseModel, Field
 
+from events.clock import TIME_US_MAX
 from projections.runs import ALL, STUCK, RunRow, RunsProjection, read_row, root_of, row_fields, saga_index, status_index
-from serve.admin.routes import TIME_US_MAX
 from serve.http_errors import HttpError
 from serve.services import Services
 from serve.usage import wait_for_projection

@@ -6,10 +6,11 @@ from fastapi import Response
 from pydantic import BaseModel, Field
 from pydantic.config import JsonDict
 
+from events.clock import TIME_US_MAX
 from events.envelope import Ok
 from events.tenant import DEFAULT_SCOPES, IssueKey, ListKeys, RevokeKey, RotateKey, Scope
 from projections.key_use import KeyUseProjection, read_last_used
-from serve.admin.routes import TIME_US_MAX, IdempotencyKey, Svc, Who, ask, commands, router, stamp
+from serve.admin.routes import IdempotencyKey, Svc, Who, ask, commands, router, stamp
 from serve.auth import push_revocation
 from serve.keys import digest_of, make_key, make_next_key
 from serve.services import Services

@@ -19,7 +19,6 @@ from serve.http_errors import HttpError
 from serve.services import Services
 
 POSITION_MAX = 2**40 - 1  # what five bytes of a stream's index can hold
-TIME_US_MAX = 2**53 - 1  # what JSON numbers carry exactly
 
 
 async def services_of(request: Request) -> Services:
