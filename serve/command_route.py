@@ -94,13 +94,14 @@ class Command:
 
 
 class CommandTable:
-    """All routes of commands, found by method and number of segments first; among these the first that fits, as declared."""
+    """Routes of commands, found by method and number of segments first; among these the first that fits, as declared."""
 
     def __init__(self, routes: Iterable[BaseRoute], services: Services) -> None:
         self._commands: dict[tuple[str, int], list[Command]] = {}
         for route in routes:
             assert isinstance(route, CommandRoute), route
-            assert ":" not in route.path_format, f"{route.path_format}: a parameter here is one segment"
+            if ":" in route.path:  # a parameter of several segments: FastAPI serves it
+                continue
             command = Command(route, services)
             for method in route.methods or ():
                 self._commands.setdefault((method, len(command.segments)), []).append(command)

@@ -9,6 +9,7 @@ from serve.admin import run_actions as runs
 from serve.admin.new_run import NewRun
 from serve.admin.routes import IdempotencyKey, Svc, Who
 from serve.admin.run_actions import ForkFrom, RunOut
+from serve.own.admitted import while_admitted
 from serve.own.routes import Reader, Starter
 from serve.run_events import events_of
 from serve.run_list import RunList, Wanted, list_of
@@ -32,13 +33,18 @@ async def list_own_runs(services: Svc, caller: Reader, wanted: Wanted) -> RunLis
 
 @own_runs.get("/{run_id:path}/events", response_class=StreamingResponse)
 async def follow_own_run(
-    services: Svc, caller: Reader, run_id: str, last_event_id: Annotated[str | None, Header()] = None
+    services: Svc,
+    caller: Reader,
+    run_id: str,
+    last_event_id: Annotated[str | None, Header()] = None,
+    authorization: Annotated[str | None, Header()] = None,
 ) -> StreamingResponse:
     """What happens in the run, and what its models write (`run.delta`: a piece of text and its offset), as server-sent
-    events until it has ended; `Last-Event-ID` goes on after that one.
+    events until it has ended, or the key is no longer good; `Last-Event-ID` goes on after that one.
     """
     events = await events_of(services, caller.tenant, run_id, last_event_id)
-    return StreamingResponse(events, media_type="text/event-stream")
+    admitted = while_admitted(events, lambda: services.authenticator.authenticate(authorization, "read"))
+    return StreamingResponse(admitted, media_type="text/event-stream")
 
 
 @own_runs.post("/{run_id:path}/signals/{name}", status_code=202)

@@ -84,7 +84,12 @@ class BareApp:
 
 def set_environment() -> None:
     """Serve's driver has to agree with its controller on these; ``ray.serve`` reads them as it is imported."""
-    os.environ |= {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
+    os.environ |= {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        # under `uv run`, Ray would build an environment of its own for each of our actors
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    }
 
 
 def deploy(nats_url: str, model_url: str) -> None:

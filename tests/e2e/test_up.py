@@ -1,5 +1,6 @@
 """The main job as a user does it: `tenantry up` as a process, a real model, the official client, real kills."""
 
+import asyncio
 import contextlib
 import csv
 import json
@@ -25,6 +26,7 @@ from serve.guard import members
 from serve.platform import LOCAL_MODEL
 from tests.kit.platform import UpProcess, running_platform
 from tests.kit.threads import repeating
+from tests.kit.two_tenants import check_tenants_apart
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -285,6 +287,13 @@ def test_a_replica_has_a_door_of_its_own(platform: UpProcess, admin: httpx.Clien
     headers = {"authorization": f"Bearer {key}", "x-request-timeout-seconds": "0.000001"}
     assert httpx.get(f"{row['url']}/v1/usage", headers=headers, timeout=60).status_code == 200
     assert httpx.get(f"{row['url']}/admin/v1/tenants", headers=headers, timeout=60).status_code == 401
+
+
+def test_tenants_are_apart_at_both_doors(platform: UpProcess, admin: httpx.Client) -> None:
+    """The two-tenant matrix through HAProxy and Serve, and at the replica's own port."""
+    own = admin.get("/gateways").json()["data"][0]["url"]
+    for url in (platform.running.base_url.removesuffix("/v1"), own):
+        assert asyncio.run(check_tenants_apart(url, platform.running.admin_key, LOCAL_MODEL)) >= 60
 
 
 def test_nothing_listens_beyond_loopback(platform: UpProcess) -> None:

@@ -19,7 +19,7 @@ METRICS_KEY = "metrics-0123456789abcdef"
 TEXT = "".join(WORDS)
 ASK: Any = [{"role": "user", "content": "What is the answer?"}]
 BEHAVIOURS = (
-    "ok", "slow", "broken", "error-500", "error-400", "error-429", "no-usage", "hang", "busy", "cut", "html", "json-error",
+    "ok", "slow", "broken", "error-500", "error-400", "error-429", "no-usage", "hang", "echo", "flood", "busy", "cut", "html", "json-error",
     "error-event", "late-error", "scripted",
 )  # fmt: skip
 AWAY = "http://127.0.0.1:1/v1"

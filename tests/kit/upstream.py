@@ -13,6 +13,7 @@ from typing import Any
 
 from aiohttp import web
 
+FLOOD_BYTES = 64 * 1024 * 1024
 WORDS = ["The", " answer", " is", " forty", "-", "two", "."]
 
 
@@ -25,11 +26,14 @@ class Ledger:
     input_tokens: int = 0
     output_tokens: int = 0
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    flooded_bytes: int = 0
+    flood_held: asyncio.Event = field(default_factory=asyncio.Event)
+    flood_taken: asyncio.Event = field(default_factory=asyncio.Event)
     by_key: dict[str, dict[str, Any]] = field(default_factory=dict)  # Idempotency-Key -> the message answered to it
 
 
 class FakeUpstream:
-    """Behaviour is chosen by the name of the model asked for: ok, slow, broken, error-500, error-400, no-usage, hang;
+    """Behaviour is chosen by the name of the model asked for: ok, slow, broken, error-500, error-400, no-usage, hang, echo, flood;
     busy (429 with Retry-After), cut (nothing comes back), html and json-error (200 and nonsense), error-event (an error as
     the stream's first event), late-error (one after two words). What is ``down`` answers 500, whatever it is called.
     ``scripted`` says what ``script`` has next, and the same again, unbilled, to a repeated Idempotency-Key.
@@ -61,6 +65,8 @@ class FakeUpstream:
             return web.json_response(self._vectors(body))
         if model == "hang":
             await self._until_cancelled(asyncio.Event().wait())
+        if model == "flood":
+            return await self._flood(request)
         if model == "scripted":
             return await self._scripted(request, body)
         if body.get("stream"):
@@ -97,6 +103,23 @@ class FakeUpstream:
             if body["model"] == "no-usage"
             else {**whole, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
         )
+
+    async def _flood(self, request: web.Request) -> web.StreamResponse:
+        """A stream that is sent as fast as it is taken, until it is cut or ``FLOOD_BYTES`` have been taken."""
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        choice = {"index": 0, "delta": {"content": "x" * 65_000}, "finish_reason": None}
+        chunk = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "flood"}
+        event = f"data: {json.dumps({**chunk, 'choices': [choice]})}\n\n".encode()
+        while self.ledger.flooded_bytes < FLOOD_BYTES:
+            try:
+                await asyncio.wait_for(response.write(event), 1.0)
+            except TimeoutError:  # nobody takes any more: what is between us and the reader is full
+                self.ledger.flood_held.set()
+                await asyncio.Event().wait()
+            self.ledger.flooded_bytes += len(event)
+        self.ledger.flood_taken.set()
+        return response
 
     async def _until_cancelled(self, waiting: Any) -> None:
         try:
@@ -139,7 +162,10 @@ class FakeUpstream:
 
     def _whole(self, body: dict[str, Any]) -> dict[str, Any]:
         usage = self._bill(body)
-        message = {"role": "assistant", "content": "".join(WORDS[: usage["completion_tokens"]])}
+        text = "".join(WORDS[: usage["completion_tokens"]])
+        if body["model"] == "echo":
+            text = body["messages"][-1]["content"]
+        message = {"role": "assistant", "content": text}
         whole = {
             "id": "chatcmpl-1",
             "object": "chat.completion",
