@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+import msgspec
+
 from serve.http_errors import HttpError, error_body, error_headers
 from serve.observe.request import note_error
 
@@ -63,21 +65,58 @@ async def _until_disconnect(receive: Receive) -> None:
         pass
 
 
+class Taken(msgspec.Struct, frozen=True, array_like=True):
+    """A response as it was sent."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+_TAKEN_BYTES_MAX = 16 * 1024 * 1024
+
+
 class Responder:
-    """Sends one response, whole or streamed, and knows how far it has got."""
+    """Sends one response, whole or streamed, and knows how far it has got.
+
+    ``before_end``, where it is set before the start, gets the response just before its last piece is sent; None: it was too
+    large to hold on to. It is not called for errors.
+    """
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self.has_started = False
+        self.has_ended = False  # well, or so that ``before_end`` has it
         self.headers: dict[str, str] = {}  # of whatever is answered
+        self.before_end: Callable[[Taken | None], Awaitable[None]] | None = None
+        self._status, self._sent_headers = 0, dict[str, str]()
+        self._taken, self._taken_bytes = list[bytes](), 0
 
     async def start(self, status: int, headers: dict[str, str]) -> None:
-        raw = [(key.encode("latin-1"), value.encode("latin-1")) for key, value in {**self.headers, **headers}.items()]
+        self._status, self._sent_headers = status, {**self.headers, **headers}
+        raw = [(key.encode("latin-1"), value.encode("latin-1")) for key, value in self._sent_headers.items()]
         self.has_started = True
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
 
     async def body(self, data: bytes, *, more: bool) -> None:
+        if self.before_end is not None:
+            self._take(data)
+            if not more:
+                await self.before_end(self._whole())
+        self.has_ended = not more
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
+
+    def _take(self, data: bytes) -> None:
+        self._taken_bytes += len(data)
+        if self._taken_bytes <= _TAKEN_BYTES_MAX:
+            self._taken.append(data)
+        else:
+            self._taken.clear()
+
+    def _whole(self) -> Taken | None:
+        if self._taken_bytes > _TAKEN_BYTES_MAX:
+            return None
+        return Taken(self._status, self._sent_headers, b"".join(self._taken))
 
     async def json(self, status: int, data: bytes, headers: dict[str, str] | None = None) -> None:
         await self.start(
@@ -96,6 +135,7 @@ class Responder:
     async def error(self, error: HttpError) -> None:
         """The error as a response, or as the last event of a stream that has begun."""
         note_error(error.code)
+        self.before_end = None
         if self.has_started:
             await self.event(error_body(error))
             await self.body(b"", more=False)

@@ -34,8 +34,11 @@ from events.vault import Vault
 from projections.actor import start_projections
 from projections.runner import ReadModels
 from serve.agent_turns import AgentTurns
+from serve.answer_cache import TTL_MAX_S
 from serve.booking import Bookings
 from serve.doors import Doors
+from serve.idempotency import CLAIM_S, KEEP_S
+from serve.kept import CachedAnswers, KeyedAnswers
 from serve.model_steps import ModelSteps
 from serve.observe import logs
 from serve.routing import Routing
@@ -144,6 +147,16 @@ async def open_resilience(bus: Bus, name: str) -> Resilience:
 
 def open_objects(settings: Settings, keys: Keys) -> Objects:
     return Objects(settings.objects_url, keys)
+
+
+def open_keyed_answers(settings: Settings) -> KeyedAnswers:
+    client = connect(settings.valkey_url, timeout_s=_SOCKET_TIMEOUT_S)
+    return KeyedAnswers(client, bytes_max=settings.answers_bytes_max, keep_ms=int(1000 * (KEEP_S + CLAIM_S)))
+
+
+def open_cached_answers(settings: Settings) -> CachedAnswers:
+    client = connect(settings.valkey_url, db=settings.reads_db, timeout_s=_SOCKET_TIMEOUT_S)
+    return CachedAnswers(client, bytes_max=settings.cache_bytes_max, keep_ms=1000 * TTL_MAX_S)
 
 
 def open_outcomes(settings: Settings) -> Outcomes:

@@ -8,7 +8,8 @@ the plan is tried; a try that may be billed although it failed is booked by itse
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -23,15 +24,18 @@ from events.envelope import Ok
 from events.errors import CommandRefusedError, PlatformError
 from events.failpoints import failpoint
 from events.money import money
-from events.tenant import Attempt
+from events.tenant import Attempt, ServeCached
 from serve.allowance import list_prices, told_headers
+from serve.answer_cache import CACHE_HEADER, AnswerCache, Wish, wish_of
 from serve.asgi import ClientLeftError, Receive, Responder, Scope, Send, header, read_body, run_unless_client_leaves
 from serve.auth import Authenticator, Principal
 from serve.booking import NOTHING, Booking, Bookings, OnBooked, unnoticed, used_when_failed, used_when_left
+from serve.cached_answer import chunks_of, is_complete, whole
 from serve.chat_request import Call, parse_chat
 from serve.embedding_request import parse_embeddings
 from serve.fair_share import FairShare
 from serve.http_errors import HttpError, as_http_error, unexpected_error
+from serve.idempotency import Once
 from serve.routing import Hop, Plan, Routing, may_go_elsewhere
 from serve.settings import Model, ModelsFile
 from serve.shed import Shed
@@ -45,6 +49,9 @@ _PARSERS: dict[str, Callable[[bytes, dict[str, Model]], Call]] = {
 }
 _SSE_HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
 _TIMED_OUT = "upstream_timeout"
+_CACHE_HEADER = CACHE_HEADER.encode()
+
+Work = Callable[[], Awaitable[None]]
 
 
 class OpenCall(msgspec.Struct):
@@ -54,6 +61,7 @@ class OpenCall(msgspec.Struct):
     booking: Booking
     meter: UsageMeter
     ends_s: float
+    cache_as: str = ""  # where a complete answer is kept; "": nowhere
     position: int = 0
     tries: int = 0
     is_out: bool = False
@@ -71,6 +79,8 @@ class ModelEndpoint:
         asker: Asker,
         model_client: ModelClient,
         resilience: Resilience,
+        once: Once,
+        cache: AnswerCache,
         *,
         call_timeout_s: float,
         body_bytes_max: int,
@@ -79,7 +89,7 @@ class ModelEndpoint:
     ) -> None:
         self._models = {model.name: model for model in models.models}
         self._routing = Routing(models, resilience)
-        self._authenticator, self._asker = authenticator, asker
+        self._authenticator, self._asker, self._once, self._cache = authenticator, asker, once, cache
         self._model_client = model_client
         self._call_timeout_s = call_timeout_s
         self._body_bytes_max = body_bytes_max
@@ -93,8 +103,9 @@ class ModelEndpoint:
         try:
             principal = await self._authenticator.authenticate(header(scope, b"authorization"), "inference")
             with self._places.place(principal.tenant):
-                call = _PARSERS[scope["path"]](await read_body(receive, self._body_bytes_max), self._models)
-                await run_unless_client_leaves(self._serve(principal, call, responder), receive)
+                body = await read_body(receive, self._body_bytes_max)
+                work = self._work(scope, body, principal, responder)
+                await run_unless_client_leaves(work(), receive)
         except ClientLeftError:
             log.info("chat.client_left")
         except HttpError as error:
@@ -104,10 +115,57 @@ class ModelEndpoint:
         except Exception as error:  # noqa: BLE001 - a defect: the log gets it, the client a number to ask for
             await responder.error(unexpected_error(error))
 
-    async def _serve(self, principal: Principal, call: Call, responder: Responder) -> None:
+    def _work(self, scope: Scope, body: bytes, principal: Principal, responder: Responder) -> Work:
+        """What answers the request: the call itself, behind the cache and its Idempotency-Key where it asks for them."""
+        call = _PARSERS[scope["path"]](body, self._models)
+        work: Work = partial(self._serve, principal, call, responder)
+        if (wish := wish_of(header(scope, _CACHE_HEADER))) is not None:
+            work = partial(self._serve_cached, principal, call, responder, wish)
+        if (key := header(scope, b"idempotency-key")) is not None:
+            request = scope["path"].encode() + b"\x00" + body
+            work = partial(self._once.run, principal, key, request, responder, work)
+        return work
+
+    async def _serve_cached(self, principal: Principal, call: Call, responder: Responder, wish: Wish) -> None:
+        """From the cache, where it has the answer; else the usual way, and then it has."""
+        field = self._cache.field(principal.tenant, call)
+        found = await self._cache.find(principal.tenant, field, wish)
+        if found is None:
+            responder.headers[CACHE_HEADER] = "miss"
+            await self._serve(principal, call, responder, field)
+            return
+        self._shed.check(principal.tenant, principal.key_id)
+        call_id = self._asker.new_id()
+        command = ServeCached(call_id, principal.key_id, call.model.name, call.tags)
+        try:
+            booked = await self._asker.ask(
+                principal.tenant, command, actor=f"key:{principal.key_id}", command_id=call_id, correlation_id=call_id
+            )
+        except CommandRefusedError as refusal:
+            self._shed.note(principal.tenant, principal.key_id, refusal)
+            raise
+        responder.headers |= {
+            CACHE_HEADER: "hit",
+            "age": str(found.age_s),
+            "x-tenantry-position": str(booked.position),
+            "x-tenantry-call": call_id,
+            "x-tenantry-model": call.model.name,
+            "x-tenantry-attempts": "0",
+            "x-tenantry-cost-usd": "0",
+        }
+        if not call.is_stream:
+            await responder.json(200, found.answer)
+            return
+        await responder.start(200, _SSE_HEADERS)
+        for chunk in chunks_of(msgspec.json.decode(found.answer), wants_usage=call.wants_usage):
+            await responder.event(msgspec.json.encode(chunk))
+        await responder.event(b"[DONE]")
+        await responder.body(b"", more=False)
+
+    async def _serve(self, principal: Principal, call: Call, responder: Responder, cache_as: str = "") -> None:
         self._shed.check(principal.tenant, principal.key_id)
         plan, ends_s = self._routing.plan(call), asyncio.get_running_loop().time() + self._call_timeout_s
-        running = OpenCall(call, self._booking(principal, call, plan), UsageMeter(call.input_bytes), ends_s)
+        running = OpenCall(call, self._booking(principal, call, plan), UsageMeter(call.input_bytes), ends_s, cache_as)
         try:
             await self._reserve(running, responder)
         except CommandRefusedError as refusal:
@@ -259,7 +317,10 @@ class ModelEndpoint:
         headers = {"x-tenantry-cost-usd": money(running.booking.cost_nano_usd(tokens))}
         if booked is not None:
             headers["x-tenantry-position"] = str(booked.position)
-        await responder.json(200, msgspec.json.encode(answer), headers)
+        encoded = msgspec.json.encode(answer)
+        if running.cache_as and is_complete(answer):
+            await self._keep(running, hop, encoded)
+        await responder.json(200, encoded, headers)
 
     async def _stream(
         self,
@@ -270,6 +331,7 @@ class ModelEndpoint:
         note: Callable[[str], None],
     ) -> None:
         call, last, has_sent_usage = running.call, dict[str, Any](), False
+        chunks: list[dict[str, Any]] = []  # for the cache only
         async for chunk in self._model_client.stream(hop.upstream, call.body_for(hop.model)):
             running.meter.see(chunk)
             if not responder.has_started:  # only now: until the first chunk an error can still be a status
@@ -282,6 +344,8 @@ class ModelEndpoint:
                 del chunk["usage"]
             has_sent_usage = has_sent_usage or chunk.get("usage") is not None
             last = chunk
+            if running.cache_as:
+                chunks.append(chunk)
             await responder.event(msgspec.json.encode(chunk))
         if not responder.has_started:
             on_begin()
@@ -294,13 +358,21 @@ class ModelEndpoint:
         booked = await self._bookings.settle(
             running.booking, tokens, "ok"
         )  # before the end, so that the end means "booked"
+        if chunks and is_complete(answer := whole(chunks, hop.model.name, _usage(tokens))):
+            await self._keep(running, hop, msgspec.json.encode(answer))
         await responder.comment(_booked_comment(running.booking.cost_nano_usd(tokens), booked))
         await responder.event(b"[DONE]")
         await responder.body(b"", more=False)
 
+    async def _keep(self, running: OpenCall, hop: Hop, answer: bytes) -> None:
+        """For the next who asks the same; but not what another model has answered in place of the one that was asked."""
+        if hop.model is running.call.model:
+            await self._cache.put(running.booking.tenant, running.cache_as, answer)
+
     async def drain(self) -> None:
         """Wait for bookings under way."""
         await self._bookings.drain()
+        await self._once.drain()
 
 
 def _booked_comment(cost_nano_usd: int, booked: Ok | None) -> str:

@@ -167,6 +167,23 @@ class OutcomesPlace:
         return True, "none of queued commands left"
 
 
+class KeptAnswersPlace:
+    name = "kept answers"
+
+    async def erase(self, services: Services, tenant: str) -> None:
+        await services.keyed_answers.erase(tenant)
+        await services.cached_answers.erase(tenant)
+
+    async def check(self, services: Services, tenant: str) -> Checked:
+        keyed, cached = await services.keyed_answers.count(tenant), await services.cached_answers.count(tenant)
+        if keyed or cached:
+            return (
+                False,
+                f"{keyed} answers under Idempotency-Keys and {cached} in the cache came meanwhile: erase again",
+            )
+        return True, "no answer under an Idempotency-Key or in the response cache"
+
+
 class ReadModelsPlace:
     name = "read models"
 
@@ -243,7 +260,7 @@ class CachesPlace:
 
 PLACES: list[Place] = [
     # the queue first: what it still holds could write outcomes
-    QueuePlace(), OutcomesPlace(), StorePlace(), KeyPlace(), LogPlace(), ChainPlace(), ArchivePlace(), ReadModelsPlace(),
+    QueuePlace(), OutcomesPlace(), KeptAnswersPlace(), StorePlace(), KeyPlace(), LogPlace(), ChainPlace(), ArchivePlace(), ReadModelsPlace(),
     WorkPlace(), DeltasPlace(), ObjectsPlace(), CachesPlace(),
 ]  # fmt: skip
 

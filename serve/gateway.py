@@ -22,12 +22,14 @@ from events.tell import Teller
 from serve import bootstrap, openapi
 from serve.admin import commands, router
 from serve.admin.routes import POSITION_MAX, Svc
+from serve.answer_cache import AnswerCache
 from serve.asgi import Receive, Scope, Send, header
 from serve.auth import Authenticator, KnownTenants, bearer
 from serve.chat import ModelEndpoint
 from serve.command_route import CommandTable
 from serve.doors import OwnDoor
 from serve.http_errors import HttpError, as_http_error, error_body, error_headers, invalid, unexpected_error
+from serve.idempotency import Once
 from serve.observe.asker import MeasuredAsker
 from serve.observe.metrics import Metrics, shard_loads
 from serve.observe.request import Watched, current, note_error, traced
@@ -178,6 +180,7 @@ class Gateway:
         tools = Tools(asker, Registry(tool_configs(settings.models), build=shared_pipelines(resilience)))
         app = build_app(settings.body_bytes_max)
         inbox, outcomes = Inbox(bus, settings.tell_queue_max), bootstrap.open_outcomes(settings)
+        keyed_answers, cached_answers = bootstrap.open_keyed_answers(settings), bootstrap.open_cached_answers(settings)
         app.state.resilience = resilience
         self._metrics.watch(resilience)
         app.state.services = Services(
@@ -199,6 +202,8 @@ class Gateway:
             DeadLetters(inbox, outcomes, SystemClock()),
             self._metrics,
             RunHistory(store, keys),
+            keyed_answers,
+            cached_answers,
         )
         self._commands = CommandTable((*commands.routes, *own_commands.routes), app.state.services)
         chat = ModelEndpoint(
@@ -207,6 +212,8 @@ class Gateway:
             asker,
             model_client,
             resilience,
+            Once(keyed_answers, keys, settings.pepper),
+            AnswerCache(cached_answers, keys, settings.pepper, settings.models.models),
             call_timeout_s=settings.call_timeout_s,
             body_bytes_max=settings.body_bytes_max,
             calls_max=settings.model_calls_max,
@@ -246,6 +253,8 @@ class Gateway:
         await services.bus.close()
         await services.models.close()
         await services.outcomes.close()
+        await services.keyed_answers.close()
+        await services.cached_answers.close()
         await services.doors.close()
         await services.vault.close()
         await services.store.close()

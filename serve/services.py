@@ -16,6 +16,7 @@ from events.valkey_vault import ValkeyVault
 from projections.runner import ReadModels
 from serve.auth import Authenticator, KnownTenants
 from serve.doors import Doors
+from serve.kept import CachedAnswers, KeyedAnswers
 from serve.observe.metrics import Metrics
 from serve.run_history import RunHistory
 from serve.settings import Settings
@@ -40,3 +41,5 @@ class Services(msgspec.Struct, frozen=True):
     dead_letters: DeadLetters
     metrics: Metrics
     runs: RunHistory
+    keyed_answers: KeyedAnswers
+    cached_answers: CachedAnswers

@@ -212,6 +212,8 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
         1_000  # at once, per gateway replica; one tenant holds three quarters of them at most
     )
     body_bytes_max: PositiveInt = 4 * 1024 * 1024
+    cache_bytes_max: NonNegativeInt = 16 * 1024 * 1024  # per tenant: answers for whoever asks for the cache
+    answers_bytes_max: NonNegativeInt = 64 * 1024 * 1024  # per tenant: answers under Idempotency-Keys of the last day
     archive_url: str = ""  # an fsspec path for old events; empty: they stay in Valkey
     archive_keep_events: NonNegativeInt = 100_000  # per tenant: the newest stay in Valkey
     archive_least_events: PositiveInt = 50_000  # fewer are not worth a file

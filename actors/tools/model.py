@@ -303,11 +303,19 @@ class Assembled:
             choice = self._choices.setdefault(index, {"index": index, "message": {"role": "assistant"}})
             if isinstance(delta := part.get("delta"), dict):
                 _merge(choice["message"], delta)
+            if isinstance(logprobs := part.get("logprobs"), dict):
+                _join(choice.setdefault("logprobs", {}), logprobs)
             if part.get("finish_reason"):
                 choice["finish_reason"] = part["finish_reason"]
 
     def choices(self) -> list[dict[str, Any]]:
         return [self._choices[index] for index in sorted(self._choices)]
+
+
+def _join(lists: dict[str, Any], more: dict[str, Any]) -> None:
+    for name, values in more.items():
+        known = lists.get(name)
+        lists[name] = [*known, *values] if isinstance(known, list) and isinstance(values, list) else values or known
 
 
 def _merge(message: dict[str, Any], delta: dict[str, Any]) -> None:

@@ -21,8 +21,10 @@ from events.errors import PlatformError
 from events.money import Price
 from events.tenant import CreateTenant, IssueKey, SetBudget
 from serve import booking
+from serve.answer_cache import AnswerCache
 from serve.auth import Authenticator, Principal
 from serve.chat import CHAT_PATH, ModelEndpoint
+from serve.idempotency import Once
 from serve.settings import Model, ModelsFile, ModelUpstream
 from tests.kit.history import Answered
 from tests.kit.upstream import running_upstream
@@ -102,6 +104,8 @@ async def call_for_ever(bus: Bus, tenant: str, answers: Path, seed: int) -> None
             asker,
             client,
             Resilience(bus, f"gateway-{os.getpid()}"),  # not started: each process has breakers of its own
+            cast("Once", None),  # no client sends an Idempotency-Key, or asks for the cache
+            cast("AnswerCache", None),
             call_timeout_s=CALL_TIMEOUT_S,
             body_bytes_max=10_000,
             calls_max=1_000,
