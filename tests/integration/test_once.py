@@ -82,18 +82,20 @@ async def test_each_key_of_a_tenant_has_idempotency_keys_of_its_own(world: World
 
 async def test_of_requests_at_the_same_time_one_runs_and_the_others_are_told_to_come_back(world: World) -> None:
     key = {"idempotency-key": "twice"}
-    async with http_of(world) as http:
-        async with http.stream("POST", URL, json=body("m-slow", stream=True), headers=key) as first:
-            lines = first.aiter_lines()
-            assert (await anext(lines)).startswith("data: ")
-            others = await asyncio.gather(
-                *(http.post(URL, json=body("m-slow", stream=True), headers=key) for _ in range(5))
-            )
-            for other in others:
-                assert (other.status_code, other.json()["error"]["code"]) == (409, "in_progress")
-                assert (other.headers["x-should-retry"], other.headers["retry-after"]) == ("true", "1")
-            world.upstream.go_on.set()
-            assert [line async for line in lines][-2:] == ["data: [DONE]", ""]
+    async with (
+        http_of(world) as http,
+        http.stream("POST", URL, json=body("m-slow", stream=True), headers=key) as first,
+    ):
+        lines = first.aiter_lines()
+        assert (await anext(lines)).startswith("data: ")
+        others = await asyncio.gather(
+            *(http.post(URL, json=body("m-slow", stream=True), headers=key) for _ in range(5))
+        )
+        for other in others:
+            assert (other.status_code, other.json()["error"]["code"]) == (409, "in_progress")
+            assert (other.headers["x-should-retry"], other.headers["retry-after"]) == ("true", "1")
+        world.upstream.go_on.set()
+        assert [line async for line in lines][-2:] == ["data: [DONE]", ""]
     assert len(world.upstream.ledger.requests) == 1
 
 
