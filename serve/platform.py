@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 LOCAL_MODEL = "gemma-3-270m"
 DEMO_TENANT = "demo"
-EXAMPLE_SAGAS = "examples.order"
+EXAMPLE_SAGAS = "examples.order,examples.research"
 _NATS_USER = "tenantry"
 _LOCAL_OUTPUT_TOKENS_MAX = 256  # two cores make some 40 a second
 _MODEL_READY_TIMEOUT_S = 60.0

@@ -50,7 +50,8 @@ async def events_of(services: Services, tenant: str, run_id: str, last_event_id:
 class _Feed:
     def __init__(self, services: Services, tenant: str, run_id: str, seen: Sequence[Entry], cursor: int) -> None:
         self._services, self._tenant, self._run_id = services, tenant, run_id
-        self._version, self._cursor = len(seen), cursor
+        self._version, self._cursor = len(seen), cursor  # what the reader has seen
+        self._read_up_to = cursor  # further: texts of no use to it are passed over
         self._deltas = Deltas(services.bus)
         self._has_ended = bool(seen) and isinstance(seen[-1].event, RunEnded)
         # a reader that knows how a step ended, and nothing of its text, has no use for the text
@@ -109,10 +110,11 @@ class _Feed:
     async def _written(self) -> list[tuple[int, Delta]]:
         cipher = await self._services.keys.cipher(self._tenant)
         try:
-            found = await self._deltas.after(self._tenant, self._run_id, self._cursor, cipher)
+            found = await self._deltas.after(self._tenant, self._run_id, self._read_up_to, cipher)
         except BusUnavailableError as error:  # the history is elsewhere, and has the whole text once it is finished
             log.warning("deltas.not_read run=%s: %s", self._run_id, error)
             return []
+        self._read_up_to = found[-1][0] if found else self._read_up_to
         return [(cursor, delta) for cursor, delta in found if delta.step not in self._known]
 
     def _event(self, entry: Entry) -> bytes:

@@ -25,6 +25,7 @@ class ToolRow(BaseModel):
     bulkhead: int | None
     payloads: str
     cost_usd: str
+    destructive: bool
     overrides: Annotated[list[str], Field(description="Tenants for which settings differ")]
 
 
@@ -64,7 +65,7 @@ def _row(config: ToolConfig) -> ToolRow:
         bulkhead=config.bulkhead and config.bulkhead.permits,
         overrides=sorted(config.overrides),
         **config.model_dump(
-            include={"name", "adapter", "description", "scope", "timeout_s", "payloads", "cost_usd"},
+            include={"name", "adapter", "description", "scope", "timeout_s", "payloads", "cost_usd", "destructive"},
         ),
     )
 

@@ -42,7 +42,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]:
     (directory / "models.yaml").write_text('tools:\n  - {name: mock, adapter: "tests.kit.fakes:MockTool"}\n')
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("PYTHONPATH", str(directory))
-        environment.setenv("TENANTRY_SAGAS", "examples.order, my_sagas")
+        environment.setenv("TENANTRY_SAGAS", "examples.order, examples.research, my_sagas")
         environment.setenv(LEDGER_VARIABLE, str(directory / "ledger.sqlite"))
         with running_platform(directory / "data", "--models", str(directory / "models.yaml")) as running:
             yield running
@@ -90,7 +90,7 @@ def count_effects() -> int:
 
 def tenantry(platform: UpProcess, *arguments: str, expect: int = 0) -> str:
     command = [sys.executable, "-m", "serve.cli", *arguments, "--data-dir", str(platform.data_dir)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == expect, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -127,6 +127,23 @@ def test_every_effect_happens_once_although_the_runner_is_killed(platform: UpPro
     assert {run["status"] for run in runs} == {"completed"}
     assert [effects_of(run_id) for run_id in run_ids] == [FORWARD] * len(run_ids)
     assert platform.pid_of("ray::RunnerActor") != victim
+
+
+def test_the_local_model_researches_and_its_text_is_followed_while_it_writes(
+    platform: UpProcess, tenant: httpx.Client
+) -> None:
+    """``examples/research.py`` with a real model. What so small a one says is its own affair; that it is heard is not."""
+    run_id = start(tenant, "research", {"question": "Why are there two tides a day?", "passages": 1})
+    told = tenantry(platform, "runs", "follow", "demo", run_id, "--json")
+    run = ended(tenant, run_id)
+    assert (run["status"], run["output"]["sources"]) == ("completed", ["tides"]), run
+    assert len(run["output"]["answer"]) > 0
+    events = [json.loads(line) for line in told.splitlines()]
+    written = "".join(event["text"] for event in events if event["type"] == "run.delta" and event["step"] == "answer")
+    assert written.strip() == run["output"]["answer"]
+    assert run["output_tokens"] > 0
+    listed = json.loads(tenantry(platform, "runs", "list", "demo", "--saga", "research", "--json"))
+    assert [row["id"] for row in listed] == [run_id]
 
 
 def test_the_same_key_is_the_same_run_and_another_body_is_refused(tenant: httpx.Client) -> None:

@@ -123,7 +123,9 @@ async def test_what_does_not_exist_is_said_in_the_same_shape(world: World) -> No
 
 
 async def test_an_operator_sees_tools_allows_them_and_calls_one_as_runs_do(world: World) -> None:
-    (row,) = (await world.admin.get("/tools")).json()["data"]
+    rows = {row["name"]: row for row in (await world.admin.get("/tools")).json()["data"]}
+    row = rows["mock"]
+    assert (row["destructive"], rows["wipe"]["destructive"]) == (False, True)
     assert (row["name"], row["adapter"], row["bulkhead"]) == ("mock", "tests.kit.fakes:MockTool", 5)
     url, once = f"/tenants/{world.tenant}/tools", {"idempotency-key": "order-7"}
     refused = await world.admin.post(f"{url}/mock", json={"input": {"n": 1}})

@@ -23,7 +23,9 @@ from events.keys import Keys
 from events.run import ENDS, StartRun, pack
 from events.valkey_store import ValkeyEventStore
 from events.work import WorkItem, WorkQueue
+from examples import research  # noqa: F401 - declares the sagas that two of the tests run
 from serve.bootstrap import open_runner
+from tests.kit.cli import Cli
 from tests.kit.gateway import TEXT, World
 from tests.kit.upstream import asks
 
@@ -70,14 +72,14 @@ async def running(connections: RunnerConnections, **handlers: Handler) -> AsyncI
 
 @pytest.fixture
 async def tenant(world: World) -> AsyncIterator[httpx.AsyncClient]:
-    await world.admin.put(f"/tenants/{world.tenant}/tools", json={"allowed": ["mock", "wipe"]})
+    await world.admin.put(f"/tenants/{world.tenant}/tools", json={"allowed": ["look", "wipe"]})
     headers = {"authorization": f"Bearer {world.key}"}
     async with httpx.AsyncClient(base_url=f"{world.base_url}/v1", headers=headers, timeout=60) as client:
         yield client
 
 
 async def start(tenant: httpx.AsyncClient, model: str = "m-scripted", **agent: Any) -> str:
-    body = {"agent": {"model": model, "tools": ["mock"], **agent}, "input": "How warm is it?"}
+    body = {"agent": {"model": model, "tools": ["look"], **agent}, "input": "How warm is it?"}
     response = await tenant.post("/runs", json=body)
     assert response.status_code == 202, response.text
     run_id: str = response.json()["id"]
@@ -97,7 +99,7 @@ async def until(tenant: httpx.AsyncClient, run_id: str, *statuses: str, step: st
 async def test_an_agent_calls_tools_until_its_model_answers_and_every_call_is_paid_and_in_the_log(
     world: World, tenant: httpx.AsyncClient, connections: RunnerConnections
 ) -> None:
-    world.upstream.script += [asks("mock", city="Rome"), SAYS]
+    world.upstream.script += [asks("look", city="Rome"), SAYS]
     async with running(connections):
         run = await until(tenant, await start(tenant, instructions="Be brief."))
     assert (run["status"], run["output"]["message"]["content"]) == ("completed", "It is 21 degrees."), run
@@ -108,7 +110,7 @@ async def test_an_agent_calls_tools_until_its_model_answers_and_every_call_is_pa
     ]
     first, second = world.upstream.ledger.requests
     assert first["tools"][0]["function"] == {
-        "name": "mock",
+        "name": "look",
         "description": "Looks things up.",
         "parameters": {"type": "object"},
     }
@@ -122,6 +124,35 @@ async def test_an_agent_calls_tools_until_its_model_answers_and_every_call_is_pa
     assert run["cost_nano_usd"] == ledger.input_tokens * 100 + ledger.output_tokens * 400
     assert usage["requests"] == 2
     assert usage["input_tokens"] == ledger.input_tokens
+
+
+async def test_the_research_agent_searches_with_a_saga_and_answers(
+    world: World, tenant: httpx.AsyncClient, connections: RunnerConnections
+) -> None:
+    """``examples/research.py`` with a model that calls tools."""
+    world.upstream.script += [asks("saga__search", words="tides a day"), {"content": "The Moon pulls."}]
+    async with running(connections):
+        run_id = await start(tenant, tools=["saga:search"], limits={"turns": 5})
+        run = await until(tenant, run_id)
+        child = (await tenant.get(f"/runs/{run_id}/tool-1.1")).json()
+    assert (run["status"], run["output"]["message"]["content"]) == ("completed", "The Moon pulls."), run
+    assert (child["saga"], child["status"], child["output"][0]["title"]) == ("search", "completed", "tides")
+    first, second = world.upstream.ledger.requests
+    assert first["tools"][0]["function"]["name"] == "saga__search"
+    assert "words" in json.dumps(first["tools"][0]["function"]["parameters"])
+    assert "two tides a day" in second["messages"][-1]["content"]
+
+
+async def test_the_research_saga_reads_and_answers_with_any_model(
+    world: World, tenant: httpx.AsyncClient, connections: RunnerConnections
+) -> None:
+    given = {"question": "Why are there two tides a day?", "model": "m-ok", "passages": 1}
+    async with running(connections):
+        made = await tenant.post("/runs", json={"saga": "research", "input": given})
+        run = await until(tenant, made.json()["id"])
+    assert (run["status"], run["output"]) == ("completed", {"answer": TEXT, "sources": ["tides"]}), run
+    assert [step["name"] for step in run["steps"]] == ["look", "read-tides", "answer"]
+    assert "Moon" in world.upstream.ledger.requests[0]["messages"][0]["content"]
 
 
 async def test_a_destructive_tool_waits_for_a_person_though_nobody_asked_for_that(
@@ -175,6 +206,9 @@ async def test_a_watcher_that_comes_back_gets_the_rest_of_the_text_and_no_second
     ids = [tuple(map(int, event["id"].split(":"))) for event in [*before, *after]]
     assert ids == sorted(set(ids))
     assert len(world.upstream.ledger.requests) == 1
+    ended = next(event["id"] for event in after if event["event"] == "run.step_succeeded.v1").partition(":")[0]
+    late = await read_events(tenant, run_id, last_event_id=ended)
+    assert [event["event"] for event in late] == ["run.ended.v1"], "who has the whole text is not sent it in pieces"
 
 
 async def test_text_on_its_way_is_sealed_and_goes_with_its_tenant(
@@ -234,7 +268,7 @@ async def test_what_the_budget_does_not_hold_is_not_called(
 
 
 async def test_a_sagas_own_model_step_and_one_that_asks_for_too_much(
-    world: World, tenant: httpx.AsyncClient, connections: RunnerConnections
+    world: World, tenant: httpx.AsyncClient, connections: RunnerConnections, cli: Cli
 ) -> None:
     async with running(connections):
         good = (await tenant.post("/runs", json={"saga": "it-model", "input": "Why?"})).json()["id"]
@@ -245,7 +279,9 @@ async def test_a_sagas_own_model_step_and_one_that_asks_for_too_much(
         assert run["output"]["message"]["content"] == TEXT
         assert (await until(tenant, bad["id"]))["error"]["code"] == "invalid_request"
         assert (await until(tenant, made.json()["id"]))["status"] == "completed"
-    assert (await world.usage())["requests"] == 2
+        made_so = await cli("runs", "agent", world.tenant, "m-ok", "Why?", "--limits", '{"turns": 2}')
+        assert (await until(tenant, made_so["id"]))["output"]["turns"] == 1
+    assert (await world.usage())["requests"] == 3
 
 
 REFUSED: list[tuple[dict[str, Any], int, str]] = [

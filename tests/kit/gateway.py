@@ -37,9 +37,12 @@ def models_of(upstream: FakeUpstream) -> ModelsFile:
     ]
     away = Model(name="m-away", upstreams=(ModelUpstream(base_url=AWAY, model="ok"),), price=price)
     models += routed_models(upstream.base_url)
-    tool = {"name": "mock", "adapter": "tests.kit.fakes:MockTool", "bulkhead": 5, "description": "Looks things up."}
-    wipe = {"name": "wipe", "adapter": "tests.kit.fakes:MockTool", "destructive": True}
-    return ModelsFile(models=(*models, away), tools=(tool, wipe))
+    tool = {"name": "mock", "adapter": "tests.kit.fakes:MockTool", "bulkhead": 5}
+    # without a share of the cluster's permits, so that a machine that stalls for a second does not make a run wait for them
+    free = {"adapter": "tests.kit.fakes:MockTool", "bulkhead": None}
+    look = {**free, "name": "look", "description": "Looks things up."}
+    wipe = {**free, "name": "wipe", "destructive": True}
+    return ModelsFile(models=(*models, away), tools=(tool, look, wipe))
 
 
 def routed_models(url: str) -> list[Model]:
