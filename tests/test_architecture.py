@@ -96,3 +96,10 @@ assert threading.active_count() == 1, threading.enumerate()
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_command_line_loads_nothing_that_takes_long() -> None:
+    heavy = {"ray", "pyarrow", "numpy", "fastapi", "nats"}
+    program = f"import sys, serve.cli.main; print(*sorted({heavy!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

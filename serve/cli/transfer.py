@@ -6,7 +6,6 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from events.archive import SegmentWriter, import_batches, open_export
 from events.codec import GENESIS, StoredEvent
 from events.errors import ChainBrokenError
 from serve.cli.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption, TenantArgument
@@ -27,6 +26,8 @@ def export_tenant(
 
     The file holds every event as it was written, and proves itself: `tenantry import` refuses one that was changed.
     """
+    from events.archive import SegmentWriter  # noqa: PLC0415 - pyarrow: half a second that no other command is to wait
+
     client, progress = AdminClient.find(data_dir), Progress(f"exporting {tenant}")
     at = 0
     content, end = client.fetch(f"/tenants/{tenant}/log", after=0)  # as it is now; what is appended later is not in it
@@ -56,6 +57,8 @@ def import_tenant(
 
     The file is verified to the last event before anything is sent. Read models follow by themselves.
     """
+    from events.archive import import_batches, open_export  # noqa: PLC0415 - as above
+
     client, reader = AdminClient.find(data_dir), open_export(str(file.absolute()))
     progress = Progress(f"importing {reader.tenant}")
     for events in reader:
