@@ -298,6 +298,12 @@ class RunUnblocked(RunEvent, frozen=True, tag="run.unblocked.v1"):
     pass
 
 
+class RunPatched(RunEvent, frozen=True, tag="run.patched.v1"):
+    """From here on it goes by this version of its saga, which declares that it takes over runs of the one before."""
+
+    version: int
+
+
 class RunEnded(RunEvent, frozen=True, tag="run.ended.v1"):
     """The tenant's actor forgets the run: its history is in the log. Only ``RunReopened`` can follow."""
 
@@ -328,6 +334,7 @@ RunEvents = (
     | RunReopened
     | RunBlocked
     | RunUnblocked
+    | RunPatched
     | RunEnded
 )
 

@@ -83,6 +83,7 @@ def function_name(tool: str) -> str:
 
 class AgentProgram:
     name, version = AGENT, 1
+    patches: tuple[int, ...] = ()
 
     def input_schema(self) -> dict[str, Any]:
         return msgspec.json.schema(AgentSpec)

@@ -253,6 +253,7 @@ class Program(Protocol):
 
     name: str
     version: int
+    patches: tuple[int, ...]  # versions whose runs it takes over
 
     def check_input(self, payload: bytes) -> None:
         """Raises InvalidCommandError where the program can't begin with that."""
@@ -275,8 +276,20 @@ class Program(Protocol):
     def has_undo(self, run: Run, step: str) -> bool: ...
 
 
+def check_patches(name: str, version: int, patches: tuple[int, ...]) -> tuple[int, ...]:
+    """Raises ValueError where a version would take over runs of itself or of a newer one."""
+    if bad := [patched for patched in patches if not 1 <= patched < version]:
+        raise ValueError(f"saga {name!r} version {version} can take over runs of older versions only, not of {bad[0]}")
+    return patches
+
+
 class Saga:
-    """A declared saga. ``input`` and ``output`` are types that msgspec can convert plain data to (None: any)."""
+    """A declared saga. ``input`` and ``output`` are types that msgspec can convert plain data to (None: any).
+
+    Runs finish on the version they began with. ``patches`` names versions whose open runs this one takes over instead, at the
+    next thing that happens to them: a step that it has more is done when its turn comes, or at once where that is past; steps that
+    have been done it must have, too.
+    """
 
     def __init__(
         self,
@@ -286,8 +299,10 @@ class Saga:
         version: int = 1,
         input: type | None = None,  # noqa: A002 - the word that users of sagas know
         output: Make | None = None,
+        patches: tuple[int, ...] = (),
     ) -> None:
         self.name, self.version, self.steps, self.input_type, self.output = name, version, tuple(steps), input, output
+        self.patches = check_patches(name, version, patches)
         self._leaves = {leaf.name: leaf for leaf in leaves(self.steps)}
         self._outputs = {leaf.name: leaf.output for leaf in self._leaves.values() if leaf.output is not None}
         self._check()
@@ -324,6 +339,7 @@ class Saga:
         return leaf is not None and leaf.undo is not None
 
     def forward(self, run: Run) -> Plan:
+        self._check_knows(run)
         view = self._view(run)
         start, skip = self._frontier(self.steps, run, view)
         if start or skip or not all(_is_done(run, name) for name in self._leaves):
@@ -350,7 +366,17 @@ class Saga:
         return [], []
 
     def backward(self, run: Run) -> Plan:
+        self._check_knows(run)
         return Plan(tuple(self._undo(self.steps, run, self._view(run))))
+
+    def _check_knows(self, run: Run) -> None:
+        """What it does not know it could not undo."""
+        for name, step in run.steps.items():
+            if name not in self._leaves and not (step.order is not None and step.order.undoes):
+                raise NondeterminismError(
+                    f"saga {self.name!r} version {self.version} has no step {name!r}, which the run has begun: register the "
+                    f"version it began with, or a patch that has that step"
+                )
 
     def _undo(self, nodes: Sequence[Node], run: Run, view: View) -> list[Begin]:
         """Of nodes one after the other, from the last: what of the first that is not undone is to be undone now."""

@@ -28,6 +28,7 @@ from actors.run.definition import (
     Timer,
     Undo,
     View,
+    check_patches,
     input_schema,
     must_undo,
     undo_begin,
@@ -123,8 +124,11 @@ class _Replay(msgspec.Struct):
 
 
 class FunctionSaga:
-    def __init__(self, name: str, body: SagaBody, *, version: int, input_type: type | None) -> None:
+    def __init__(
+        self, name: str, body: SagaBody, *, version: int, input_type: type | None, patches: tuple[int, ...] = ()
+    ) -> None:
         self.name, self.version, self._body, self._input_type = name, version, body, input_type
+        self.patches = check_patches(name, version, patches)
 
     def check_input(self, payload: bytes) -> None:
         try:
@@ -232,10 +236,18 @@ def _is_undo(order: StepOrder | None) -> bool:
     return order is not None and bool(order.undoes)
 
 
-def saga_function(name: str, *, version: int = 1, input: type | None = None) -> Callable[[SagaBody], FunctionSaga]:  # noqa: A002
-    """Register an async function ``(flow, input) -> output`` as a saga."""
+def saga_function(
+    name: str,
+    *,
+    version: int = 1,
+    input: type | None = None,  # noqa: A002 - the word that users of sagas know
+    patches: tuple[int, ...] = (),
+) -> Callable[[SagaBody], FunctionSaga]:
+    """Register an async function ``(flow, input) -> output`` as a saga. ``patches`` as those of ``Saga``; up to where a run has
+    come, the function must do what the version before did.
+    """
 
     def wrap(body: SagaBody) -> FunctionSaga:
-        return register(FunctionSaga(name, body, version=version, input_type=input))
+        return register(FunctionSaga(name, body, version=version, input_type=input, patches=patches))
 
     return wrap

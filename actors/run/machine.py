@@ -39,6 +39,7 @@ from events.run import (
     RunEnded,
     RunEvents,
     RunFailing,
+    RunPatched,
     RunReopened,
     RunsCapped,
     RunStarted,
@@ -250,6 +251,13 @@ def fire_timers(runs: Runs, now_us: int, events_max: int = FIRED_AT_ONCE_MAX) ->
     return turn.events
 
 
+def follow(runs: Runs, run_id: str, now_us: int) -> list[RunEvents]:
+    """What follows for an open run from what has happened to it: nothing, unless its code has changed since that was decided."""
+    turn = _Turn(runs, now_us)
+    turn.advance(run_id)
+    return turn.events
+
+
 def resume(runs: Runs, now_us: int) -> list[RunEvents]:
     """What a tenant does when it is activated: runs whose code has come back go on."""
     turn = _Turn(runs, now_us)
@@ -411,8 +419,10 @@ class _Turn:
                 return
 
     def _program(self, run: Run) -> Program | None:
+        if (patch := registry.patch_of(run.saga, run.version)) is not None:
+            self.emit(RunPatched(run.id, patch.version))
         try:
-            program = registry.find(run.saga, run.version)
+            program = patch or registry.find(run.saga, run.version)
         except registry.UnknownSagaError as error:
             if run.status != "blocked":
                 self.emit(RunBlocked(run.id, str(error)))

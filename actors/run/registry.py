@@ -40,6 +40,16 @@ def find(name: str, version: int = 0) -> Program:
     return versions[version or max(versions)]
 
 
+def patch_of(name: str, version: int) -> Program | None:
+    """The newest version that takes over runs of this one, if any does."""
+    programs = _programs.get(name, {}).values()
+    return max(
+        (program for program in programs if version in program.patches and program.version > version),
+        key=lambda program: program.version,
+        default=None,
+    )
+
+
 def known() -> dict[str, tuple[int, ...]]:
     """Versions by name."""
     return {name: tuple(sorted(versions)) for name, versions in sorted(_programs.items())}

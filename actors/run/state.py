@@ -12,6 +12,7 @@ from events.run import (
     RunEnded,
     RunEvents,
     RunFailing,
+    RunPatched,
     RunReopened,
     RunStarted,
     RunStatus,
@@ -156,6 +157,8 @@ def evolve(run: Run, event: RunEvents) -> Run:
             return replace(run, status="blocked", blocked=reason)
         case RunUnblocked():
             return replace(run, status="compensating" if run.failing else "running", blocked="")
+        case RunPatched(version=version):
+            return replace(run, version=version)
         case RunEnded():
             code, message = event.code or run.code, event.message or run.message
             return replace(

@@ -24,26 +24,35 @@ from events.ids import uuid7
 from events.sealing import KEY_BYTES, Cipher, TenantCipher
 from tests.golden.history import DIRECTORY, Header, History, Line, changes, events_of, folded, read, write
 from tests.golden.scenarios import SCENARIOS, START_US
+from tests.golden.shapes import shapes
+
+Turns = Sequence[tuple[int, Sequence[DomainEvent]]]  # when (us), and what was written then by one command
 
 
-def recorded(release: str, family: str, events: Sequence[DomainEvent]) -> History:
+def turns_of(events: Sequence[DomainEvent]) -> Turns:
+    """Each event a turn of its own, a microsecond after the one before."""
+    return [(START_US + number, [event]) for number, event in enumerate(events, 1)]
+
+
+def recorded(release: str, family: str, turns: Turns) -> History:
     """Nothing in it is rolled: key, nonces, ids and times are counted."""
     tenant, key = f"golden-{family}", family.encode().ljust(KEY_BYTES, b".")
     nonces = itertools.count(1)
     cipher = TenantCipher(tenant, key, lambda size: next(nonces).to_bytes(size, "big"))
-    entries = chain(GENESIS, _records(events, cipher))
+    entries = chain(GENESIS, _records(turns, cipher))
     return History(Header(release, tenant, key.hex()), lines_of(entries, cipher))
 
 
-def _records(events: Sequence[DomainEvent], cipher: Cipher) -> list[Record]:
+def _records(turns: Turns, cipher: Cipher) -> list[Record]:
     versions: dict[str, int] = defaultdict(int)
     records = []
-    for number, event in enumerate(events, 1):
-        versions[event.stream] += 1
+    for number, (at_us, events) in enumerate(turns, 1):
         command_id = uuid7(START_US + number, number.to_bytes(8, "big"))
-        data = encode_data(event, cipher)
-        version = versions[event.stream]
-        records.append(Record(event.stream, version, START_US + number, command_id, "key:k1", command_id, "", 1, data))
+        for event in events:
+            versions[event.stream] += 1
+            data = encode_data(event, cipher)
+            version = versions[event.stream]
+            records.append(Record(event.stream, version, at_us, command_id, "key:k1", command_id, "", 1, data))
     return records
 
 
@@ -87,8 +96,9 @@ def main() -> int:
         print(f"tests/golden/scenarios.py has no event of {', '.join(sorted(missing))}: add one", file=sys.stderr)
         return 1
     there = [plain for history in known.values() for plain in history.plain()]
-    for family, events in SCENARIOS.items():
-        history, path = recorded(asked.release, family, events), DIRECTORY / asked.release / f"{family}.jsonl"
+    families = {**{family: turns_of(events) for family, events in SCENARIOS.items()}, **shapes()}
+    for family, turns in families.items():
+        history, path = recorded(asked.release, family, turns), DIRECTORY / asked.release / f"{family}.jsonl"
         if path.exists():
             print(f"{path} is there already: what was shipped stays as it is", file=sys.stderr)
         elif any(plain not in there for plain in history.plain()):

@@ -14,6 +14,7 @@ from events.run import (
     RunBlocked,
     RunEnded,
     RunFailing,
+    RunPatched,
     RunReopened,
     RunsCapped,
     RunStarted,
@@ -236,4 +237,16 @@ SYSTEM: list[DomainEvent] = [
     TenantReleased("other", "it was a bug of ours", START_US + 10),
 ]
 
-SCENARIOS: dict[str, list[DomainEvent]] = {"tenant": TENANT, "runs": RUNS, "tools": TOOLS, "system": SYSTEM}
+PATCHES: list[DomainEvent] = [
+    TenantCreated("Patches Ltd", "pro", START_US),
+    RunStarted("r1", "order", 1, b"", START_US),
+    RunPatched("r1", 2),
+]
+
+SCENARIOS: dict[str, list[DomainEvent]] = {
+    "tenant": TENANT,
+    "runs": RUNS,
+    "tools": TOOLS,
+    "system": SYSTEM,
+    "patches": PATCHES,
+}

@@ -8,17 +8,21 @@ import pytest
 
 from actors.aggregate import State
 from actors.history import state_at
+from actors.run import machine
+from actors.run.machine import Runs
 from events.catalog import DomainEvent
 from events.codec import CURRENT_TAGS, GENESIS, decode_record, event_type
 from events.errors import ChainBrokenError
 from events.memory_store import MemoryEventStore
 from events.messages import personal_fields
+from events.run import ENDS, RunEnded, RunEvent
 from events.sealing import WITHOUT_KEY, is_sealed
 from events.store import Append
 from events.verify import verify
-from tests.golden.history import DIRECTORY, History, events_of, folded, read, summary
-from tests.golden.record import recorded
+from tests.golden.history import DIRECTORY, History, Line, events_of, folded, read, summary
+from tests.golden.record import recorded, turns_of
 from tests.golden.scenarios import SCENARIOS
+from tests.golden.shapes import shapes
 
 FILES = sorted(DIRECTORY.glob("*/*.jsonl"))
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -92,8 +96,36 @@ def test_todays_code_writes_what_some_release_has_recorded() -> None:
     """A field that was added, renamed or dropped is a new form of its event: the release that ships it records it."""
     shipped = [plain for path in FILES for plain in read(path).plain()]
     for family, events in SCENARIOS.items():
-        unknown = [plain["type"] for plain in recorded("", family, events).plain() if plain not in shipped]
+        unknown = [plain["type"] for plain in recorded("", family, turns_of(events)).plain() if plain not in shipped]
         assert not unknown, f"{family}: {unknown}: run `uv run python -m tests.golden.record RELEASE`"
+
+
+RUN_FILES = [path for path in FILES if path.stem.startswith("run-")]
+
+
+@pytest.mark.parametrize("path", RUN_FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_todays_code_has_nothing_to_add_to_a_recorded_run(path: Path) -> None:
+    """After each turn: a saga that would now do something else, or no longer knows what it did, breaks runs under way."""
+    history = read(path)
+    runs, events = Runs(), events_of([line.entry for line in history.lines], history.cipher)
+    for at, (line, event) in enumerate(zip(history.lines, events, strict=True)):
+        if isinstance(event, RunEvent):
+            runs = machine.fold(runs, event)
+        if at + 1 < len(events) and command_of(history.lines[at + 1]) == command_of(line):
+            continue
+        for run_id in runs.open:
+            more = machine.follow(runs, run_id, decode_record(line.entry.record).time_us)
+            assert more == [], f"after position {line.position} today's code would go on with {more}"
+
+
+def command_of(line: Line) -> str:
+    return decode_record(line.entry.record).command_id
+
+
+def test_runs_of_every_shape_are_recorded() -> None:
+    assert {path.stem for path in RUN_FILES} >= shapes().keys()
+    events = [event for turns in shapes().values() for _, turn in turns for event in turn]
+    assert {event.status for event in events if isinstance(event, RunEnded)} == ENDS
 
 
 def test_a_summary_leaves_out_what_has_its_default() -> None:

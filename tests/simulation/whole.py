@@ -32,7 +32,7 @@ from tests.kit.run_checker import Placed, check_runs, ordered
 from tests.kit.servers import MASTER_KEY
 from tests.simulation import planted
 from tests.simulation.sagas import NAMES, WAITS_FOR
-from tests.simulation.virtual import Clock, Process, VirtualLoop
+from tests.simulation.virtual import Clock, Process, run_virtually
 from tests.simulation.world import Bus, Dependency, Faults, Odds, Outcome, Queue, Store
 
 _TROUBLE_S = 20.0  # for how long things go wrong
@@ -70,7 +70,7 @@ class Cluster:
         self.owners: dict[str, Owner] = {}
         self.crashes: list[str] = []
         self._starting: dict[str, asyncio.Task[None]] = {}
-        self.runners = [self._start_runner() for _ in range(_RUNNERS)]
+        self.runners = [self.start_runner() for _ in range(_RUNNERS)]
         self.supervisor = Process("supervisor")
         self.supervisor.start(self._wake())
 
@@ -142,7 +142,7 @@ class Cluster:
 
     # runners
 
-    def _start_runner(self) -> Process:
+    def start_runner(self) -> Process:
         process = Process("runner")
         runner = Runner(
             cast("Any", self.queue), self.asker, self.keys, Objects("", self.keys),
@@ -153,7 +153,7 @@ class Cluster:
 
     def kill_runner(self, number: int) -> None:
         self.runners[number].kill()
-        self.runners[number] = self._start_runner()
+        self.runners[number] = self.start_runner()
 
     # timers
 
@@ -339,37 +339,38 @@ class Simulation:
 
 
 @contextmanager
-def _quiet(errors: Errors) -> Iterator[None]:
-    """Warnings of faults are not printed; errors are kept; the platform's clocks are the loop's."""
-    root, before = logging.getLogger(), logging.root.manager.disable
-    handlers, root.handlers = root.handlers, [errors]
-    logging.disable(logging.WARNING)
+def virtual_time() -> Iterator[None]:
+    """The platform's modules look at the loop's clock."""
     with ExitStack() as stack:
         for module in _VIRTUAL:
             stack.enter_context(patch(f"{module}.time", Clock()))
-        try:
-            yield
-        finally:
-            logging.disable(before)
-            root.handlers = handlers
+        yield
+
+
+@contextmanager
+def _quiet(errors: Errors) -> Iterator[None]:
+    """Warnings of faults are not printed; errors are kept."""
+    root, before = logging.getLogger(), logging.root.manager.disable
+    handlers, root.handlers = root.handlers, [errors]
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+        root.handlers = handlers
 
 
 def simulate(seeds: Sequence[int], odds: Odds | None = None, bug: str = "") -> Iterator[Outcome]:
     """What came of each schedule. The same seed gives the same, every time."""
     errors = Errors()
-    with _quiet(errors), planted.planted(bug):
+    with _quiet(errors), virtual_time(), planted.planted(bug):
         for seed in seeds:
             errors.texts.clear()
             yield _simulate_one(seed, odds or Odds(), errors)
 
 
 def _simulate_one(seed: int, odds: Odds, errors: Errors) -> Outcome:
-    loop = VirtualLoop()
-    try:
-        return loop.run_until_complete(_outcome(seed, odds, errors))
-    finally:
-        _end_tasks(loop)
-        loop.close()
+    return run_virtually(_outcome(seed, odds, errors))
 
 
 async def _outcome(seed: int, odds: Odds, errors: Errors) -> Outcome:
@@ -378,10 +379,3 @@ async def _outcome(seed: int, odds: Odds, errors: Errors) -> Outcome:
     violations += [Violation("defect", "", text, []) for text in errors.texts]
     seen = simulation.seen + Counter(simulation.cluster.faults.happened)
     return Outcome(seed, violations, seen, "--whole ")
-
-
-def _end_tasks(loop: VirtualLoop) -> None:
-    while tasks := asyncio.all_tasks(loop):
-        for task in tasks:
-            task.cancel()
-        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))

@@ -349,6 +349,45 @@ def test_runs_finish_on_the_version_they_began_with() -> None:
         lab.start(name, run_id="r3", version=3)
 
 
+def test_a_run_goes_on_under_a_version_that_takes_it_over() -> None:
+    lab = Lab()
+    name = saga(Step("a", tool="t", undo=undo("a")), Step("c", tool="t"))
+    lab.start(name)
+    register(
+        Saga(
+            name,
+            version=2,
+            patches=(1,),
+            steps=(Step("a", tool="t", undo=undo("a")), Step("b", tool="t"), Step("c", tool="t")),
+        )
+    )
+    lab.finish("a")
+    assert (lab.run().version, lab.names()) == (2, ["b"])
+    lab.finish("b")
+    lab.fail("c")
+    lab.finish("undo:a")
+    assert lab.run().status == "compensated"
+
+
+def test_a_patch_that_misses_what_the_run_has_done_blocks_it_instead_of_forgetting_to_undo_it() -> None:
+    lab = Lab()
+    name = saga(Step("a", tool="t", undo=undo("a")), Step("b", tool="t"))
+    lab.start(name)
+    lab.finish("a")
+    register(Saga(name, version=2, patches=(1,), steps=(Step("b", tool="t"),)))
+    lab.finish("b")
+    assert lab.run().status == "blocked"
+    assert "version 2 has no step 'a', which the run has begun" in lab.run().blocked
+    register(Saga(name, version=3, patches=(1, 2), steps=(Step("a", tool="t", undo=undo("a")), Step("b", tool="t"))))
+    lab.take(machine.resume(lab.runs, lab.now_us))
+    assert (lab.run().status, lab.run().version) == ("completed", 3)
+
+
+def test_a_version_takes_over_older_ones_only() -> None:
+    with pytest.raises(ValueError, match="version 2 can take over runs of older versions only, not of 2"):
+        Saga("s", version=2, patches=(2,), steps=(Step("a", tool="t"),))
+
+
 def test_work_that_nobody_answers_is_handed_out_again() -> None:
     lab = Lab()
     lab.start(saga(Step("a", tool="t", timeout_s=30)))
