@@ -45,7 +45,7 @@ def test_no_schedule_of_the_whole_platform_breaks_a_promise() -> None:
     schedules = max(100, SCHEDULES // 100)
     seen = sound(whole.simulate(range(schedules)))
     faults = ("runner killed", "tenant killed", "tenant overtaken", "tenant passivated", "store away", "queue away")
-    for what in (*ENDS, *faults, "answer_of_store_lost", "effect_unanswered"):
+    for what in (*ENDS, *faults, "answer_of_store_lost", "effect_unanswered", "alarms"):
         assert seen[what] > schedules // 100, seen
 
 

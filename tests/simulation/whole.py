@@ -42,14 +42,21 @@ _VIRTUAL = ("actors.activation", "actors.run.runner", "events.ask")
 
 
 class Errors(logging.Handler):
-    """What the platform's own code calls an error is a defect here: no fault of the simulation is one."""
+    """What the platform's own code calls an error is a defect here, but for the alarm of what could not be undone: no fault of
+    the simulation is one.
+    """
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
         self.texts: list[str] = []
+        self.alarms = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.texts.append(self.format(record))
+        text = self.format(record)
+        if text.startswith("run.compensation_stuck"):
+            self.alarms += 1
+        else:
+            self.texts.append(text)
 
 
 class Owner(msgspec.Struct):
@@ -365,7 +372,7 @@ def simulate(seeds: Sequence[int], odds: Odds | None = None, bug: str = "") -> I
     errors = Errors()
     with _quiet(errors), virtual_time(), planted.planted(bug):
         for seed in seeds:
-            errors.texts.clear()
+            errors.texts, errors.alarms = [], 0
             yield _simulate_one(seed, odds or Odds(), errors)
 
 
@@ -377,5 +384,5 @@ async def _outcome(seed: int, odds: Odds, errors: Errors) -> Outcome:
     simulation = Simulation(seed, odds)
     violations = await simulation.run()
     violations += [Violation("defect", "", text, []) for text in errors.texts]
-    seen = simulation.seen + Counter(simulation.cluster.faults.happened)
+    seen = simulation.seen + Counter(simulation.cluster.faults.happened) + Counter(alarms=errors.alarms)
     return Outcome(seed, violations, seen, "--whole ")
