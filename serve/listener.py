@@ -12,6 +12,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import Callable, Iterator
+from enum import Enum
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -31,11 +32,21 @@ _BACKLOG = 2_048
 _OVERLOADED = "overloaded"
 
 
-class GuardedProtocol(HttpToolsProtocol):
-    """uvicorn's, with an end to requests that come too slowly or whose head never ends."""
+class Stage(Enum):
+    """What a connection waits for."""
 
-    _head_timer: asyncio.TimerHandle | None = None
-    _body_timer: asyncio.TimerHandle | None = None
+    NOTHING = 0
+    HEAD = 1
+    BODY = 2
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """uvicorn's, with an end to requests that come too slowly or whose head never ends. A request that comes in one piece
+    costs no timer.
+    """
+
+    _stage = Stage.NOTHING
+    _timer: asyncio.TimerHandle | None = None
     _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -44,55 +55,56 @@ class GuardedProtocol(HttpToolsProtocol):
             transport.abort()
         else:
             self._expect_head()
+            self._set_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_timers()
+        self._stop_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._head_timer is not None:
-            self._head_bytes += len(data)
-        elif self.cycle is None or self.cycle.response_complete:
+        if self._stage is Stage.NOTHING and (self.cycle is None or self.cycle.response_complete):
             self._expect_head()  # the first bytes of a kept connection's next request
+        if self._stage is Stage.HEAD:
             self._head_bytes += len(data)
         super().data_received(data)
-        if self._head_timer is not None and self._head_bytes > HEAD_BYTES_MAX and not self.transport.is_closing():
+        if self._stage is Stage.HEAD and self._head_bytes > HEAD_BYTES_MAX and not self.transport.is_closing():
             self._give_up("the request's head is too large")
+        else:
+            self._set_timer()
 
     def on_headers_complete(self) -> None:
-        self._stop_timers()
+        self._stop_timer()
+        self._stage = Stage.BODY
         super().on_headers_complete()
-        self._expect_body()
-
-    def on_body(self, body: bytes) -> None:
-        self._expect_body()
-        super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._stop_timers()
+        self._stop_timer()
+        self._stage = Stage.NOTHING
         super().on_message_complete()
 
-    def _expect_body(self) -> None:
-        self._stop_timers()
-        self._body_timer = self.loop.call_later(BODY_SILENCE_S, self._cut)
+    def _expect_head(self) -> None:
+        self._stop_timer()
+        self._stage, self._head_bytes = Stage.HEAD, 0
+
+    def _set_timer(self) -> None:
+        """A head has its time as a whole; a body has it anew with each piece."""
+        if self._stage is Stage.BODY:
+            self._stop_timer()
+            self._timer = self.loop.call_later(BODY_SILENCE_S, self._cut)
+        elif self._stage is Stage.HEAD and self._timer is None:
+            self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up, "the request's head came too slowly")
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _cut(self) -> None:
         """The application learns of it as of any client that leaves."""
         self.transport.abort()
 
-    def _expect_head(self) -> None:
-        self._stop_timers()
-        self._head_bytes = 0
-        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up, "the request's head came too slowly")
-
-    def _stop_timers(self) -> None:
-        for timer in (self._head_timer, self._body_timer):
-            if timer is not None:
-                timer.cancel()
-        self._head_timer = self._body_timer = None
-
     def _give_up(self, why: str) -> None:
-        self._stop_timers()
+        self._stop_timer()
         if not self.transport.is_closing():
             self.send_400_response(why)
 

@@ -16,7 +16,7 @@ from events.valkey_store import ValkeyEventStore, connect
 from serve import ray_runtime
 from serve.client import AdminClient, AdminError
 from serve.installation import Running
-from tests.bench import bare_app, doors, servegen, tenants
+from tests.bench import access, bare_app, doors, servegen, tenants
 from tests.bench.asks import IN_FLIGHT, Load, Send, ceiling_senders, drive, event_bytes, our_senders
 from tests.bench.http_commands import Loads
 from tests.bench.programs import environment_kept, model_server, platform
@@ -100,6 +100,9 @@ async def _measure(rows: Sequence[str], stage: Stage) -> list[dict[str, Any]]:
             results += await _measure_tells(tells, stage, bus, store)
         if wanted := [row for row in rows if row in doors.ROWS]:
             results += await _measure_doors(wanted, stage, store)
+        if wanted := [row for row in rows if row in access.ROWS]:
+            own_url = doors.own_url(stage.admin)
+            results += await access.measure(wanted, own_url, stage.running.admin_key, stage.say)
         if wanted := [row for row in rows if row in tenants.ROWS]:
             running = stage.running
             ground = tenants.Ground(running.nats_url, running.valkey_url, stage.instance, bus, store, stage.say)

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from tests.bench import doors, live, policies, servegen, starts, store, tenants
+from tests.bench import access, doors, live, policies, servegen, starts, store, tenants
 from tests.bench.programs import guarded
 from tests.bench.results import Say, chosen
 
 _TELLS = ("tell_throughput", "tell_latency", "tell_latency_p99")
-_LIVE = ("ask_throughput", "ask_latency", *_TELLS, *doors.ROWS, *tenants.ROWS, *servegen.ROWS)
+_LIVE = ("ask_throughput", "ask_latency", *_TELLS, *doors.ROWS, *access.ROWS, *tenants.ROWS, *servegen.ROWS)
 _STARTS = ("startup", "memory_idle")
 
 
