@@ -38,6 +38,11 @@ PROVEN: dict[str, tuple[str, ...]] = {
     "SEC-8": ("integration/test_hostile.py::test_no_tenant_is_named_like_a_wildcard",),
     # listening to others' replies
     "SEC-9": ("integration/test_hostile.py::test_who_has_no_password_hears_nothing_of_broker_or_store",),
+    # caches that answer somebody else
+    "SEC-10": (
+        "integration/test_once.py::test_the_cache_is_nobody_elses_and_no_way_round_a_keys_models_or_limits",
+        "integration/test_once.py::test_the_cache_is_opt_in_and_serves_whole_and_streamed_for_nothing",
+    ),
     # streams that outlive their key, or are another's
     "SEC-11": (
         "integration/test_hostile.py::test_a_stream_ends_with_the_key_that_opened_it",
@@ -108,7 +113,10 @@ PROVEN: dict[str, tuple[str, ...]] = {
     # Serve's own headers
     "DOS-10": ("e2e/test_up.py::test_serves_own_headers_have_no_effect",),
     # a flood of idempotency keys
-    "DOS-11": ("integration/test_hostile.py::test_an_idempotency_key_is_kept_for_two_days_and_no_longer",),
+    "DOS-11": (
+        "integration/test_hostile.py::test_an_idempotency_key_is_kept_for_two_days_and_no_longer",
+        "integration/test_kept_answers.py::test_a_flood_of_keys_is_the_tenants_own_limit_until_old_ones_are_over",
+    ),
     # a flood of tenants
     "DOS-12": (
         "integration/test_metrics.py::test_however_many_labels_come_they_take_bounded_room",
@@ -120,7 +128,6 @@ PROVEN: dict[str, tuple[str, ...]] = {
 }
 # no subject yet: whoever builds it brings the tests along
 WITHOUT_SUBJECT: dict[str, str] = {
-    "SEC-10": "no response cache that tenants could share: nothing of an answer is kept once it is sent",
     "DOS-5": "no WebSockets: the listener has them off, and SEC-12's test asks for one in vain",
 }
 EVERY = [f"SEC-{number}" for number in range(1, 19)] + [f"DOS-{number}" for number in range(1, 14)]
