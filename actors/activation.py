@@ -626,13 +626,16 @@ class Activation:
 
     def _replay(self, page: Sequence[StoredEvent]) -> None:
         """Fold a page into the state, all of it or nothing. Raises ChainBrokenError where an event does not follow."""
-        head, versions, ended = self._head, dict[str, int](), set[str]()
-        events = []
+        versions: dict[str, int] = {}
+        ended: set[str] = set()
+        events: list[DomainEvent] = []
+        head, cipher = self._head, self._cipher
         for stored in page:
-            head = next_hash(head, stored.record)
+            written = stored.record
+            head = next_hash(head, written)
             if head != stored.hash:
                 raise ChainBrokenError(self.tenant, stored.position, "it does not follow what was replayed before")
-            record = open_record(stored.record, self._cipher)
+            record = open_record(written, cipher)
             stream, event = record.stream, record.event
             events.append(event)
             versions[stream] = record.version

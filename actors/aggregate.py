@@ -3,7 +3,7 @@
 Each aggregate has a module of its own with ``decide`` and ``evolve``; here commands and events find theirs.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
 from itertools import groupby
 from typing import Any, NamedTuple, cast
@@ -158,10 +158,12 @@ _EVOLVE: dict[type[DomainEvent], Callable[[State, Any], State]] = {
 }
 
 
-def fold(state: State, events: Iterable[DomainEvent]) -> State:
+def fold(state: State, events: Sequence[DomainEvent]) -> State:
     """``evolve`` over all of them in this order; where calls follow each other, as in most of every log, several times as
     fast.
     """
+    if _OF_CALLS.issuperset(map(type, events)):
+        return replace(state, tenant=tenants.fold_calls(state.tenant, cast("Sequence[CallEvent]", events)))
     for are_calls, some in groupby(events, _is_of_call):
         if are_calls:
             calls = cast("Iterable[CallEvent]", some)

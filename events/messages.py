@@ -31,17 +31,17 @@ class Query(Command, frozen=True):
 
 
 class Event(msgspec.Struct, frozen=True, tag_field="type"):
-    """A fact. Its tag is its type and schema version; a new field has a default, a changed meaning is a new tag."""
+    """A fact. Its tag is its type and schema version; a new field has a default, a changed meaning is a new tag.
+
+    Where it ``ends_stream``, nothing follows, unless a person has it begun again: nobody need remember how long it is.
+    """
+
+    ends_stream: ClassVar[bool] = False
 
     @property
     def stream(self) -> str:
         """The stream of the tenant's log that it belongs to: one per aggregate. Families of other aggregates override it."""
         return TENANT_STREAM
-
-    @property
-    def ends_stream(self) -> bool:
-        """Nothing follows in its stream, unless a person has it begun again: nobody need remember how long it is."""
-        return False
 
 
 @functools.cache

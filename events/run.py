@@ -6,7 +6,7 @@ object area, and a ``Reference`` to it stands in its place.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 
@@ -307,15 +307,13 @@ class RunPatched(RunEvent, frozen=True, tag="run.patched.v1"):
 class RunEnded(RunEvent, frozen=True, tag="run.ended.v1"):
     """The tenant's actor forgets the run: its history is in the log. Only ``RunReopened`` can follow."""
 
+    ends_stream: ClassVar[bool] = True
+
     status: RunStatus
     ended_us: int
     output: Payload = b""
     code: str = ""
     message: Personal = ""
-
-    @property
-    def ends_stream(self) -> bool:
-        return True
 
 
 RunEvents = (

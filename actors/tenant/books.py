@@ -18,8 +18,7 @@ _UNKNOWN_MAX = 1_000  # the latest; an older one can be credited no more
 def fold(state: Tenant, events: Iterable[CallEvent]) -> Tenant:
     """What is now true, after all of them in this order. ``state`` stays as it was."""
     books = Books(state)
-    for event in events:
-        books.enter(event)
+    books.enter(events)
     return books.closed()
 
 
@@ -45,9 +44,10 @@ class Books:
             tenant.tag_values,
         )  # replaced, as they change rarely
 
-    def enter(self, event: CallEvent) -> None:
-        self._version += 1
-        _ENTRIES[type(event)](self, event)
+    def enter(self, events: Iterable[CallEvent]) -> None:
+        for event in events:
+            self._version += 1
+            _ENTRIES[type(event)](self, event)
 
     def closed(self) -> Tenant:
         """The tenant with all that was entered."""
