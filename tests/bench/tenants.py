@@ -47,7 +47,7 @@ _MOVES = 20
 _NEIGHBOURS = 10
 _NEIGHBOUR_S, _NEIGHBOUR_REPEATS = 3.0, 5
 # A client that thinks between two questions; what it is kept waiting shows beside that.
-_NEIGHBOUR_PAUSE_S = 0.05
+_NEIGHBOUR_PAUSE_S = 0.1
 _FLOOD_SHARE_MIN, _FLOOD_TIMEOUT_S = 0.9, 60.0
 
 ACTIVATION_ROWS = (*_ACTIVATIONS, "activation_1e5_snapshot")
