@@ -216,3 +216,20 @@ async def test_a_group_commit_is_bounded_and_serves_all_in_the_order_they_came()
     assert max(store.groups) <= EVENTS_MAX
     assert sum(store.groups) == 40 * len(names)
     assert done == names
+
+
+async def test_whoever_finds_nothing_under_way_goes_at_once_and_all_that_come_meanwhile_go_together() -> None:
+    """Also where the first one's caller is cancelled in the middle: those behind it are served all the same."""
+    store = Recorded()
+    committer = Committer(store)
+    requests = [append_request(f"t{number}", epoch=(await store.claim(f"t{number}")).epoch) for number in range(5)]
+    first = asyncio.create_task(committer.append(requests[0]))
+    await asyncio.sleep(0)
+    assert store.groups == [1]
+    others = [asyncio.create_task(committer.append(request)) for request in requests[1:]]
+    await asyncio.sleep(0)
+    first.cancel()
+    store.go_on.set()
+    await asyncio.gather(*others)
+    assert store.groups == [1, 4]
+    assert first.cancelled()
