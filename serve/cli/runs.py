@@ -1,5 +1,6 @@
 """``tenantry runs``: durable runs of a tenant."""
 
+import contextlib
 import json
 import uuid
 from datetime import UTC, datetime
@@ -105,8 +106,13 @@ def follow_run(
     tenant: TenantArgument, run: RunArgument, data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = False
 ) -> None:
     """Print what happens in a run, and what its models write while they write it, until it has ended."""
+    with contextlib.suppress(KeyboardInterrupt):
+        _print_events(AdminClient.find(data_dir), f"/tenants/{tenant}/runs/{run}/events", as_json)
+
+
+def _print_events(client: AdminClient, path: str, as_json: bool) -> None:
     is_writing = False
-    for kind, data in AdminClient.find(data_dir).follow_on(f"/tenants/{tenant}/runs/{run}/events"):
+    for kind, data in client.follow_on(path):
         if as_json:
             print(json.dumps({"type": kind, **data}), flush=True)
         elif kind == "run.delta":
