@@ -22,6 +22,7 @@ _CALLS_AT_ONCE = 4  # per actor: tenants that wait for one of these to return sh
 # A new actor's process is up within some seconds, and activations take less; one that was stopped answers never, and must
 # not keep the calls behind it waiting. Whoever is told so asks again, and finds what was going on still going on.
 ANSWER_TIMEOUT_S = 15.0
+START_TIMEOUT_S = 60.0  # of a process that nobody waits for yet: a move goes on where the tenant is served until then
 _CLOSE_TIMEOUT_S = 10.0
 
 
@@ -30,8 +31,8 @@ def shard_name(tenant: str, placement: Placement, pool_shards: int) -> str:
     return f"silo-{tenant}" if placement == "silo" else f"pool-{slice_of(tenant) % pool_shards}"
 
 
-def _silent(tenant: str, name: str) -> NotServedError:
-    return NotServedError(tenant, f"its actor {name} has not answered for {ANSWER_TIMEOUT_S:g} s")
+def _silent(tenant: str, name: str, waited_s: float) -> NotServedError:
+    return NotServedError(tenant, f"its actor {name} has not answered for {waited_s:g} s")
 
 
 class ShardActors:
@@ -59,9 +60,9 @@ class ShardActors:
         """Start the actor that the tenant belongs to. Raises as ``host``."""
         name = shard_name(tenant, placement, self._pool_shards)
         try:
-            await asyncio.wait_for(self._handle(name).ready.remote(), ANSWER_TIMEOUT_S)
+            await asyncio.wait_for(self._handle(name).ready.remote(), START_TIMEOUT_S)
         except TimeoutError as error:
-            raise _silent(tenant, name) from error
+            raise _silent(tenant, name, START_TIMEOUT_S) from error
 
     async def host(self, tenant: str, placement: Placement) -> None:
         """Have the tenant served by the actor it belongs to.
@@ -111,7 +112,7 @@ class ShardActors:
             outcomes: list[PlatformError | None] = await asyncio.wait_for(answer, ANSWER_TIMEOUT_S)
             return outcomes
         except TimeoutError:
-            return [_silent(tenant, name) for tenant in tenants]
+            return [_silent(tenant, name, ANSWER_TIMEOUT_S) for tenant in tenants]
         except Exception as error:  # noqa: BLE001 - each caller gets it, and knows what to do about which
             return [error] * len(tenants)
 

@@ -33,6 +33,7 @@ def actor(monkeypatch: pytest.MonkeyPatch) -> Actor:
     actor = Actor()
     monkeypatch.setattr(shards, "detached_actor", lambda *_: actor)
     monkeypatch.setattr(shards, "ANSWER_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(shards, "START_TIMEOUT_S", 0.05)
     return actor
 
 
