@@ -25,9 +25,9 @@ BESIDE_OTHERS_BYTES = 64 * 1024
 # much again, so that tenants who are all busy come to take more.
 BESIDE_OTHERS_MIN, BESIDE_OTHERS_MAX, _GROWTH = 8, 32, 1.5
 _SMOOTHING = 1 / 16
-# For how long a tenant that had a turn counts as one of the others: a caller that asks one thing after the other has
-# nothing waiting most of the time, and would find the shard taken each time it asks.
-OTHERS_REMEMBERED_S = 0.1
+# For how long a tenant that had a turn counts as one of the others: a caller that asks one thing after the other, or a few
+# a second, has nothing waiting most of the time, and would find the shard taken each time it asks.
+OTHERS_REMEMBERED_S = 1.0
 
 
 class Share:
@@ -35,21 +35,26 @@ class Share:
 
     def __init__(self) -> None:
         self._tenant = ""
+        self._is_first = True  # of the tenant's turns in a row
         self._switched_at = float("-inf")
         self._mean_commands = 1.0
 
     def turn(self, tenant: str, now_s: float) -> Turn:
         """What ``tenant`` may take now; ``now_s`` is monotonic time in seconds."""
-        if tenant != self._tenant:
-            is_first = not self._tenant
-            self._tenant = tenant
-            if not is_first:
+        self._is_first = tenant != self._tenant
+        if self._is_first:
+            if self._tenant:
                 self._switched_at = now_s
+            self._tenant = tenant
         if now_s - self._switched_at > OTHERS_REMEMBERED_S:
             return ALONE
         commands = int(self._mean_commands * _GROWTH)
         return Turn(max(BESIDE_OTHERS_MIN, min(commands, BESIDE_OTHERS_MAX)), BESIDE_OTHERS_BYTES)
 
     def took(self, commands: int) -> None:
-        """So large the turn was in the end."""
+        """So large the turn was in the end. Of turns in a row the first one counts: those of a flood, while the others think,
+        say nothing of what the shard's tenants want.
+        """
+        if not self._is_first:
+            return
         self._mean_commands += (min(commands, BESIDE_OTHERS_MAX) - self._mean_commands) * _SMOOTHING

@@ -51,6 +51,19 @@ def test_a_share_follows_what_the_others_take(waiting: dict[str, int], expected:
     assert max(got.values()) == expected
 
 
+def test_a_flood_does_not_grow_while_the_others_think() -> None:
+    """It has most of the turns then, and they say nothing of what the others want."""
+    share = Share()
+    for second in range(30):
+        for turn in range(9):
+            wanted = share.turn("flooder", second * 0.9 + turn * 0.1).commands
+            share.took(min(1000, wanted))
+        if second:
+            assert wanted == BESIDE_OTHERS_MIN
+        share.turn("polls", second * 0.9 + 0.85)
+        share.took(1)
+
+
 class World:
     """Activations of one shard; ``answers`` are in the order in which they were given: (tenant, number, reply)."""
 
