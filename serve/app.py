@@ -25,7 +25,7 @@ def gateway_app(replicas: int) -> Any:
         num_replicas=replicas,
         max_ongoing_requests=_ONGOING_MAX,
         max_queued_requests=_QUEUED_MAX,
-        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1.0),
+        backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1.0),
         graceful_shutdown_timeout_s=20,
         graceful_shutdown_wait_loop_s=0.2,
         health_check_period_s=2,  # a dead replica is replaced at the next check

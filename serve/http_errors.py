@@ -125,8 +125,9 @@ def error_headers(error: HttpError) -> dict[str, str]:
     headers: dict[str, str] = {}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
-    if error.should_retry is not None:
-        headers["x-should-retry"] = "true" if error.should_retry else "false"
+    # nothing was done, and later it may be; of all else the same request gets the same answer, or may be paid twice
+    should_retry = error.status in (429, 503) if error.should_retry is None else error.should_retry
+    headers["x-should-retry"] = "true" if should_retry else "false"
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return headers

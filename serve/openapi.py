@@ -29,13 +29,28 @@ _STATUSES = {
     "400": "The request is malformed",
     "401": "The key is not valid",
     "402": "The budget can't cover the call",
+    "403": "The key may not call the model, or the tenant is suspended",
     "404": "There is no such model",
+    "409": "The first request with this Idempotency-Key still runs; see Retry-After",
     "413": "The body is too large",
-    "429": "The tenant has too many commands waiting; see Retry-After",
+    "422": "The Idempotency-Key came with another body before, or the model server refuses the request",
+    "429": "A limit of the tenant's own; see Retry-After",
     "503": "The model server or the platform can't serve now; see Retry-After",
     "504": "The outcome is not known",
 }
 _TEXT, _NUMBER = {"type": "string"}, {"type": "integer"}
+_REQUEST_HEADERS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    (
+        "Idempotency-Key",
+        "The same key with the same body gets the same answer for a day and is paid once; with another body it is refused",
+        {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ -~]+$"},
+    ),
+    (
+        "x-tenantry-cache",
+        "on, refresh, or the age in seconds that an answer from the response cache may have",
+        {"type": "string", "pattern": "^(on|off|refresh|[1-9][0-9]{0,4})$"},
+    ),
+)
 _HEADERS = (
     ("x-tenantry-position", "Of the booking in the tenant's log; of a stream, of the reservation", _NUMBER),
     ("x-tenantry-call", "The call's id in the log", _TEXT),
@@ -88,6 +103,10 @@ def _operation(body: dict[str, Any], answer: str, more: dict[str, Any]) -> dict[
     error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     return {
         "tags": ["openai"],
+        "parameters": [
+            {"name": name, "in": "header", "required": False, "description": text, "schema": schema}
+            for name, text, schema in _REQUEST_HEADERS
+        ],
         "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
         "responses": {
             "200": {

@@ -49,7 +49,10 @@ PURE = [
     "projections/runs.py",
     "projections/spend.py",
     "projections/usage.py",
+    "actors/router/balance.py",
+    "serve/cached_answer.py",
     "serve/chat_request.py",
+    "serve/embedding_request.py",
 ]
 CLOCKS_AND_DICE = {"time", "random", "secrets", "os", "asyncio", "socket"}
 

@@ -45,11 +45,83 @@ def test_a_models_file_says_who_serves_what_at_which_price() -> None:
         (MODELS.replace("0.10", "-1"), "a price is 0 to"),
         (MODELS.replace("0.10", "NaN"), "finite"),
         (MODELS + MODELS.replace("models:\n", ""), "may stand once"),
+        (
+            MODELS + "    fallbacks: [smal]",
+            "model 'small': fallback 'smal' is no model of this file: there are no others",
+        ),
+        (MODELS + "    fallbacks: [small]", "'small' stands in its fallbacks twice, or is the model itself"),
+        (MODELS + "    balanse: weighted", "did you mean 'balance'"),
+        (MODELS + "    balance: random", "'weighted', 'least_busy' or 'fastest'"),
+        (MODELS + "    attempts_max: 0", "models.0.attempts_max"),
+        (MODELS + "    attempt_timeout_s: -1", "models.0.attempt_timeout_s"),
+        (MODELS.replace("model: gemma", "model: gemma, wieght: 2"), "did you mean 'weight'"),
+        (MODELS.replace("model: gemma", "model: gemma, weight: -1"), "models.0.upstreams.0.weight"),
+        (MODELS.replace("model: gemma", "model: gemma, bulkhead: 0"), "models.0.upstreams.0.bulkhead"),
+        (MODELS.replace("model: gemma", "model: gemma, bulkhead: {permits: 1, strategy: threads}"), "for what blocks"),
+        (MODELS.replace("model: gemma", "model: gemma, breaker: {failure_rat: 1}"), "did you mean 'failure_rate'"),
     ],
 )
 def test_a_models_file_that_can_not_be_used_says_why(text: str, says: str) -> None:
     with pytest.raises(SettingsError, match=says):
         parse_models(text, "models.yaml")
+
+
+CHAIN = """
+models:
+  - name: small
+    balance: least_busy
+    upstreams:
+      - {base_url: "http://a/v1", model: llama, weight: 3, bulkhead: 64}
+      - {base_url: "http://b/v1", model: llama, breaker: {failure_rate: 0.3}}
+      - {base_url: "http://c/v1", model: llama, weight: 0, name: reserve}
+    fallbacks: [large]
+    attempts_max: 2
+    attempt_timeout_s: 20
+  - name: large
+    upstreams: [{base_url: "http://a/v1", model: llama}, {base_url: "http://a/v1", model: big}]
+"""
+
+
+def test_a_models_file_says_who_shares_the_calls_and_who_takes_over() -> None:
+    file = parse_models(CHAIN, "here")
+    small, large = file.models
+    assert (small.balance, small.fallbacks, small.attempts_max, small.attempt_timeout_s) == (
+        "least_busy",
+        ("large",),
+        2,
+        20.0,
+    )
+    policies = [upstream.policies for upstream in small.upstreams]
+    assert policies[0].bulkhead is not None
+    assert policies[0].bulkhead.permits == 64
+    assert policies[1].breaker is not None
+    assert policies[1].breaker.failure_rate == 0.3
+    names = file.upstream_names()
+    assert [names[upstream] for upstream in small.upstreams] == ["llama", "llama-2", "reserve"]
+    assert [names[upstream] for upstream in large.upstreams] == ["llama", "big"], "one server's model has one name"
+    assert parse_models(file.model_dump_json(), "there") == file
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("fallbacks: [large]", "fallbacks: [larg]"), "did you mean 'large'"),
+        (("breaker:", "name: reserve, breaker:"), "upstream name 'reserve' stands for two servers"),
+        (("weight: 3", "weight: 0"), None),
+        (('"http://b/v1", model: llama', '"http://b/v1", weight: 0, model: llama'), None),
+    ],
+)
+def test_a_chain_that_can_not_be_used_says_why(change: tuple[str, str], says: str | None) -> None:
+    text = CHAIN.replace(*change)
+    if says is None:
+        parse_models(text, "here")  # some are in reserve; not all of them
+        with pytest.raises(SettingsError, match="every upstream has weight 0"):
+            parse_models(
+                text.replace("weight: 3", "weight: 0").replace("llama, breaker", "llama, weight: 0, breaker"), "x"
+            )
+        return
+    with pytest.raises(SettingsError, match=says):
+        parse_models(text, "here")
 
 
 TOOLS = """
