@@ -2,6 +2,7 @@
 
 import re
 from decimal import Decimal
+from functools import cached_property
 
 from pydantic import BaseModel, field_validator
 
@@ -12,7 +13,8 @@ _PRICE_MAX = 1_000_000
 
 def money(nano_usd: int) -> str:
     """Nano-USD as a decimal string of USD, exact: '0.0000034'."""
-    return f"{Decimal(nano_usd).scaleb(-9).normalize():f}"
+    sign, (whole, rest) = "-" if nano_usd < 0 else "", divmod(abs(nano_usd), 1_000_000_000)
+    return f"{sign}{whole}.{rest:09d}".rstrip("0").rstrip(".")
 
 
 def nano_usd(text: str) -> int:
@@ -44,7 +46,7 @@ class Price(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(f"a price is 0 to {_PRICE_MAX} with at most three decimals, got {value}")
         return value
 
-    @property
+    @cached_property
     def nano_usd_per_token(self) -> tuple[int, int]:
         """Of an input and of an output token."""
         return int(self.input_usd_per_mtok * 1000), int(self.output_usd_per_mtok * 1000)

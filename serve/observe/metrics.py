@@ -1,19 +1,17 @@
 """What Prometheus reads of one gateway replica. Each replica counts for itself, so scrape each at its own door.
 
 Labels are routes, commands, error codes, and the names of the models file: none is a tenant's, a key's or a user's, and
-none is a client's to make up. ``Bounded`` holds that: what comes after the first ``LABELS_MAX`` is counted as ``(other)``.
+none is a client's to make up. ``serve.observe.tally`` bounds them all the same.
 """
 
 import logging
 import time
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
-from typing import Generic, TypeVar
 
 import msgspec
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, exposition
+from prometheus_client import CollectorRegistry, ProcessCollector, exposition
 from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import Collector
 
 from actors.shard import Load
@@ -22,35 +20,13 @@ from actors.tools.usage_meter import Tokens
 from events.bus import LOAD, Bus
 from events.errors import BusUnavailableError
 from serve.observe.request import OTHER, Watched
+from serve.observe.tally import Counts, Timings
 
 log = logging.getLogger(__name__)
 
-LABELS_MAX = 512
 _SHARD_SILENCE_S, _SHARDS_TIMEOUT_S = 0.1, 0.5  # a scrape waits so long for mailboxes' depths
 _decode_load = msgspec.msgpack.Decoder(Load).decode
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)
-
-Kind = TypeVar("Kind", bound=MetricWrapperBase)
-
-
-class Bounded(Generic[Kind]):
-    """A metric's children by their labels, found in one look."""
-
-    def __init__(self, metric: Kind, labels: int) -> None:
-        self._metric: Kind = metric
-        self._other = (OTHER,) * labels
-        self._children: dict[tuple[str, ...], Kind] = {}
-
-    def __call__(self, *labels: str) -> Kind:
-        child = self._children.get(labels)
-        return self._new(labels) if child is None else child
-
-    def _new(self, labels: tuple[str, ...]) -> Kind:
-        if len(self._children) >= LABELS_MAX:
-            labels = self._other
-        child = self._metric.labels(*labels)
-        self._children[labels] = child
-        return child
 
 
 class Metrics:
@@ -60,82 +36,82 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._resilience: Resilience | None = None
         self._shards: list[Load] = []
+        self._tallies: list[Counts | Timings] = []
+        self._under_way = 0
         ProcessCollector(registry=self.registry)
-        build = Gauge("tenantry_build_info", "The release that runs here", ("release",), registry=self.registry)
-        build.labels(version("tenantry")).set(1)
-        self._requests = self._counter(
+        self._requests = self._counts(
             "http_requests", "Answered requests, and those whose client left", "method", "route", "status"
         )
-        self._request_s = self._histogram(
+        self._request_s = self._timings(
             "http_request_duration_seconds", "From a request's head to the last byte of its answer", "route"
         )
-        self._under_way = Gauge(
-            "tenantry_http_requests_in_progress", "Requests being served now", registry=self.registry
-        )
-        self._errors = self._counter("http_errors", "Error answers, by the code that the client gets", "route", "code")
-        self._admissions = self._counter(
+        self._errors = self._counts("http_errors", "Error answers, by the code that the client gets", "route", "code")
+        self._admissions = self._counts(
             "admissions", "Model calls by what their tenant said: admitted, or the refusal's code", "model", "result"
         )
-        self._asks = self._counter("asks", "Commands and queries asked of tenants", "command", "outcome")
-        self._ask_s = self._histogram(
+        self._asks = self._counts("asks", "Commands and queries asked of tenants", "command", "outcome")
+        self._ask_s = self._timings(
             "ask_duration_seconds", "From asking a tenant to its durable answer, waiting included", "command"
         )
-        self._calls = self._counter("calls", "Booked model calls", "model", "outcome", "usage_source")
-        self._tokens = self._counter("tokens", "Booked tokens", "model", "direction")
-        self._cost = self._counter("cost_nano_usd", "Booked cost in nano-USD", "model")
-        self._upstream_calls = self._counter("upstream_requests", "Requests to model servers", "upstream", "outcome")
-        self._upstream_s = self._histogram(
+        self._calls = self._counts("calls", "Booked model calls", "model", "outcome", "usage_source")
+        self._tokens = self._counts("tokens", "Booked tokens", "model", "direction")
+        self._cost = self._counts("cost_nano_usd", "Booked cost in nano-USD", "model")
+        self._upstream_calls = self._counts("upstream_requests", "Requests to model servers", "upstream", "outcome")
+        self._upstream_s = self._timings(
             "upstream_request_duration_seconds", "From sending a request to the end of its answer", "upstream"
         )
-        self._first_s = self._histogram(
+        self._first_s = self._timings(
             "upstream_first_chunk_seconds", "From sending a request to the first chunk of its stream", "upstream"
         )
         self.registry.register(_Live(self))
 
-    def _counter(self, name: str, text: str, *labels: str) -> Bounded[Counter]:
-        return Bounded(Counter(f"tenantry_{name}", text, labels, registry=self.registry), len(labels))
+    def _counts(self, name: str, text: str, *labels: str) -> Counts:
+        tally = Counts(f"tenantry_{name}", text, *labels)
+        self._tallies.append(tally)
+        return tally
 
-    def _histogram(self, name: str, text: str, *labels: str) -> Bounded[Histogram]:
-        metric = Histogram(f"tenantry_{name}", text, labels, buckets=_SECONDS, registry=self.registry)
-        return Bounded(metric, len(labels))
+    def _timings(self, name: str, text: str, label: str) -> Timings:
+        tally = Timings(f"tenantry_{name}", text, label, _SECONDS)
+        self._tallies.append(tally)
+        return tally
 
     def began(self) -> float:
         """A request has come; what is returned goes to ``ended``."""
-        self._under_way.inc()
+        self._under_way += 1
         return time.perf_counter()
 
     def ended(self, request: Watched, began_s: float) -> None:
         route = request.path_template
-        self._under_way.dec()
-        self._requests(request.method, route, request.status_class).inc()
-        self._request_s(route).observe(time.perf_counter() - began_s)
+        self._under_way -= 1
+        self._requests.add(request.method, route, request.status_class)
+        self._request_s.add(route, time.perf_counter() - began_s)
         if request.code:
-            self._errors(route, request.code).inc()
+            self._errors.add(route, request.code)
 
     def turned_away(self, code: str) -> None:
         """A request that the listener itself refused, before anybody looked at its path."""
-        self._errors(OTHER, code).inc()
+        self._errors.add(OTHER, code)
 
     def admission(self, model: str, result: str) -> None:
-        self._admissions(model, result).inc()
+        self._admissions.add(model, result)
 
     def asked(self, command: str, outcome: str, seconds: float) -> None:
-        self._asks(command, outcome).inc()
-        self._ask_s(command).observe(seconds)
+        self._asks.add(command, outcome)
+        self._ask_s.add(command, seconds)
 
     def booked(self, model: str, tokens: Tokens, cost_nano_usd: int, outcome: str) -> None:
         """A call is settled in its tenant's log."""
-        self._calls(model, outcome, tokens.source).inc()
-        self._tokens(model, "input").inc(tokens.input_tokens)
-        self._tokens(model, "output").inc(tokens.output_tokens)
-        self._cost(model).inc(cost_nano_usd)
+        self._calls.add(model, outcome, tokens.source)
+        self._tokens.add(model, "input", count=tokens.input_tokens)
+        self._tokens.add(model, "output", count=tokens.output_tokens)
+        self._cost.add(model, count=cost_nano_usd)
 
     def upstream_began_answering(self, upstream: str, seconds: float) -> None:
-        self._first_s(upstream).observe(seconds)
+        self._first_s.add(upstream, seconds)
 
     def upstream_ended(self, upstream: str, outcome: str, seconds: float) -> None:
-        self._upstream_calls(upstream, outcome).inc()
-        self._upstream_s(upstream).observe(seconds)
+        self._upstream_calls.add(upstream, outcome)
+        self._upstream_s.add(upstream, seconds)
 
     def watch(self, resilience: Resilience) -> None:
         """Show its breakers and bulkheads from now on."""
@@ -143,6 +119,12 @@ class Metrics:
 
     def live(self) -> Iterator[Metric]:
         """What is read where it lives, at each scrape."""
+        build = GaugeMetricFamily("tenantry_build_info", "The release that runs here", labels=("release",))
+        build.add_metric((version("tenantry"),), 1)
+        yield build
+        yield GaugeMetricFamily("tenantry_http_requests_in_progress", "Requests being served now", self._under_way)
+        for tally in self._tallies:
+            yield from tally.collect()
         if self._resilience is not None:
             yield from _policies(self._resilience)
         yield from _shards(self._shards)

@@ -7,7 +7,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from actors.shard import Shard
 from events.tenant import ReserveCall
-from serve.observe.metrics import LABELS_MAX, Metrics
+from serve.observe.metrics import Metrics
+from serve.observe.tally import LABELS_MAX
 from tests.kit.gateway import ADMIN_KEY, ASK, METRICS_KEY, World
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -86,6 +87,13 @@ def test_however_many_labels_come_they_take_bounded_room() -> None:
     page, _ = metrics.page("", [])
     assert page.count(b"tenantry_admissions_total{") == LABELS_MAX + 1
     assert b'tenantry_admissions_total{model="(other)",result="(other)"} 500.0' in page
+    for number in range(LABELS_MAX + 500):
+        metrics.asked(f"Command{number}", "ok", 0.002)
+    page, _ = metrics.page("", [])
+    assert b'tenantry_ask_duration_seconds_count{command="(other)"} 500.0' in page
+    assert b'tenantry_ask_duration_seconds_bucket{command="Command7",le="0.001"} 0.0' in page
+    assert b'tenantry_ask_duration_seconds_bucket{command="Command7",le="0.0025"} 1.0' in page
+    assert b'tenantry_ask_duration_seconds_bucket{command="Command7",le="+Inf"} 1.0' in page
 
 
 async def test_only_the_admin_key_and_the_metrics_key_read_them(world: World) -> None:
