@@ -332,21 +332,24 @@ class ModelEndpoint:
     ) -> None:
         call, last, has_sent_usage = running.call, dict[str, Any](), False
         chunks: list[dict[str, Any]] = []  # for the cache only
-        async for chunk in self._model_client.stream(hop.upstream, call.body_for(hop.model)):
-            running.meter.see(chunk)
+        async for batch in self._model_client.batches(hop.upstream, call.body_for(hop.model)):
             if not responder.has_started:  # only now: until the first chunk an error can still be a status
                 on_begin()
                 await responder.start(200, _SSE_HEADERS)
-            chunk["model"] = hop.model.name
-            if not call.wants_usage and "usage" in chunk:
-                if not chunk.get("choices"):
-                    continue
-                del chunk["usage"]
-            has_sent_usage = has_sent_usage or chunk.get("usage") is not None
-            last = chunk
-            if running.cache_as:
-                chunks.append(chunk)
-            await responder.event(msgspec.json.encode(chunk))
+            events = []
+            for chunk in batch:
+                running.meter.see(chunk)
+                chunk["model"] = hop.model.name
+                if not call.wants_usage and "usage" in chunk:
+                    if not chunk.get("choices"):
+                        continue
+                    del chunk["usage"]
+                has_sent_usage = has_sent_usage or chunk.get("usage") is not None
+                last = chunk
+                if running.cache_as:
+                    chunks.append(chunk)
+                events.append(msgspec.json.encode(chunk))
+            await responder.events(events)
         if not responder.has_started:
             on_begin()
             await responder.start(200, _SSE_HEADERS)

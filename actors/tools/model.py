@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing, asynccontextmanager
 from typing import Annotated, Any, ClassVar
 
@@ -168,6 +168,15 @@ class ModelClient:
         self, upstream: Upstream, body: dict[str, Any], *, idempotency_key: str = ""
     ) -> AsyncGenerator[dict[str, Any], None]:
         """Chunks as they come. Ends where the upstream says [DONE]; raises where it ends without."""
+        async with aclosing(self.batches(upstream, body, idempotency_key=idempotency_key)) as batches:
+            async for batch in batches:
+                for chunk in batch:
+                    yield chunk
+
+    async def batches(
+        self, upstream: Upstream, body: dict[str, Any], *, idempotency_key: str = ""
+    ) -> AsyncGenerator[list[dict[str, Any]], None]:
+        """As ``stream``: all chunks that have come together, at once, so that who passes them on can do so, too."""
         async with self._observed(upstream, body, idempotency_key=idempotency_key) as (request, response):
             if response.content_type in _NO_STREAM:
                 raise _broke_off(upstream, _Reason(f"{response.content_type} in place of a stream"))
@@ -180,18 +189,36 @@ class ModelClient:
                 *events, buffer = buffer.split(b"\n\n")
                 if len(buffer) > _SSE_EVENT_BYTES_MAX:
                     raise _broke_off(upstream, _Reason("an event larger than 4 MiB"))
-                for event in events:
-                    payload = _payload(event)
-                    if payload == b"[DONE]":
-                        return
-                    if payload:
-                        chunk = _chunk(upstream, payload)
-                        request.answered(chunk)
-                        yield chunk
+                batch, problem, is_over = _chunks(upstream, events)
+                for chunk in batch:
+                    request.answered(chunk)
+                if batch:
+                    yield batch
+                if problem is not None:
+                    raise problem
+                if is_over:
+                    return
             raise _broke_off(upstream, _Reason("the stream ended in the middle"))
 
 
+def _chunks(upstream: Upstream, events: Iterable[bytes]) -> tuple[list[dict[str, Any]], ToolError | None, bool]:
+    """The chunks of these events; the error that came instead of one, after them; whether the stream says it is over."""
+    found: list[dict[str, Any]] = []
+    for event in events:
+        payload = _payload(event)
+        if payload == b"[DONE]":
+            return found, None, True
+        if payload:
+            try:
+                found.append(_chunk(upstream, payload))
+            except ToolError as error:
+                return found, error, False
+    return found, None, False
+
+
 def _payload(event: bytes) -> bytes:
+    if event.startswith(b"data:") and b"\n" not in event:
+        return event[5:].strip()
     lines = [line[5:].strip() for line in event.split(b"\n") if line.startswith(b"data:")]
     return b"\n".join(lines)
 
