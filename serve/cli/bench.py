@@ -1,5 +1,7 @@
 """``tenantry bench``."""
 
+import sys
+from contextlib import redirect_stdout
 from typing import Annotated
 
 import typer
@@ -15,7 +17,8 @@ def bench(
     """Measure the platform, each figure beside a ceiling measured in the same run. Needs a clone; takes minutes."""
     from tests.bench import runner  # noqa: PLC0415 - only this command needs it
 
-    measured = runner.run(rows or [], say=say_aside)
+    with redirect_stdout(sys.stderr):  # Ray prints there whatever it has to say of processes that a row has killed
+        measured = runner.run(rows or [], say=say_aside)
     if as_json:
         print_json(measured)
     else:

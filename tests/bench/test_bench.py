@@ -7,8 +7,9 @@ import json
 import pytest
 
 from events.errors import PlatformError
+from serve.cli.bench import bench
 from tests.bench import live, load, policies, runner, starts, store
-from tests.bench.results import ROWS, BenchError, Pairs, verdict
+from tests.bench.results import ROWS, BenchError, Pairs, Say, verdict
 
 
 def test_a_verdict_is_plain_data_with_the_medians_of_the_repeats() -> None:
@@ -67,6 +68,22 @@ def test_rows_are_measured_once_each_and_all_where_none_is_named(monkeypatch: py
         "ask_latency",
         "memory_idle",
     ]
+
+
+def test_what_ray_prints_meanwhile_is_no_part_of_the_figures(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A row that kills an actor has Ray print a line on standard output."""
+
+    def run(_rows: list[str], say: Say) -> list[dict[str, object]]:
+        print("(raylet) A worker died")
+        return [{"row": "restart"}]
+
+    monkeypatch.setattr(runner, "run", run)
+    bench(["restart"], as_json=True)
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == [{"row": "restart"}]
+    assert "(raylet) A worker died" in printed.err
 
 
 async def generate(head: bytes, body: bytes) -> tuple[load.Outcome, set[bytes]]:
