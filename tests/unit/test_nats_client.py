@@ -1,12 +1,15 @@
-"""The short way from the socket's bytes to a handler."""
+"""The short ways from the socket's bytes to a handler, and from what is published to the socket."""
 
 import asyncio
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.transport import TcpTransport
 from nats.errors import BadSubjectError, MaxPayloadError, OutboundBufferLimitError
 
 from events.nats_client import DirectClient, NoOneListensError
@@ -113,3 +116,60 @@ def test_what_would_break_the_protocol_or_the_memory_is_refused() -> None:
     client._max_payload = 5
     with pytest.raises(MaxPayloadError):
         client.post("a", b"x" * 10)
+
+
+class Socket(TcpTransport):
+    """Keeps what is written to it; ``unsent`` bytes of that the other side has not taken yet."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.unsent, self.error = 0, ""
+        self.written: list[bytes] = []
+        self._io_writer = cast("Any", SimpleNamespace(transport=self))
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
+    def writelines(self, payload: list[bytes]) -> None:
+        if self.error:
+            raise RuntimeError(self.error)
+        self.written.append(b"".join(payload))
+
+
+@pytest.fixture
+async def connected() -> tuple[DirectClient, Socket]:
+    client, socket = DirectClient(), Socket()
+    client._status, client._transport, client._flush_queue = Client.CONNECTED, socket, asyncio.Queue()
+    return client, socket
+
+
+async def test_what_is_published_in_one_round_of_the_loop_goes_out_in_one_piece(
+    connected: tuple[DirectClient, Socket],
+) -> None:
+    client, socket = connected
+    for number in range(3):
+        client.post("x", b"%d" % number)
+    assert socket.written == []
+    await asyncio.sleep(0)
+    assert socket.written == [b"PUB x  1\r\n0\r\nPUB x  1\r\n1\r\nPUB x  1\r\n2\r\n"]
+    client.post("x", b"3")
+    await asyncio.sleep(0)
+    assert len(socket.written) == 2
+    assert client._flush_queue is not None
+    assert client._flush_queue.empty()
+
+
+@pytest.mark.parametrize(("unsent", "error"), [(1 << 20, ""), (0, "the handler is closed")])
+async def test_what_the_socket_does_not_take_waits_for_nats_py(
+    connected: tuple[DirectClient, Socket], unsent: int, error: str
+) -> None:
+    """A server that reads nothing must not have us hold what is published without end; nor is anything lost or said twice."""
+    client, socket = connected
+    socket.unsent, socket.error = unsent, error
+    for number in range(3):
+        client.post("x", b"%d" % number)
+        await asyncio.sleep(0)
+    assert socket.written == []
+    assert client._flush_queue is not None
+    assert client._flush_queue.qsize() == 1
+    assert client.pending_data_size == 3 * len(b"PUB x  1\r\n0\r\n")
