@@ -18,7 +18,7 @@ from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, StorageType, StreamConfig
 from nats.js.errors import BadRequestError, NoStreamResponseError, NotFoundError
 
-from events.bus import Bus, Handler, Subscription
+from events.bus import Bus, Handler, Subscription, live_subject
 from events.errors import BusUnavailableError
 from events.sealing import Cipher, open_bytes, seal_bytes
 
@@ -47,7 +47,18 @@ _decode = msgspec.msgpack.Decoder(Delta).decode
 
 
 def _subject(tenant: str, run_id: str) -> str:
-    return f"delta.{tenant}.{hashlib.sha256(run_id.encode()).hexdigest()[:24]}"
+    return f"delta.{tenant}.{_digest(run_id)}"
+
+
+def _hint_subject(tenant: str, run_id: str) -> str:
+    """Apart from what is kept: where watchers listened there, a publish without a stream would wait for an acknowledgement
+    instead of failing at once.
+    """
+    return live_subject(tenant, f"delta-{_digest(run_id)}")
+
+
+def _digest(run_id: str) -> str:
+    return hashlib.sha256(run_id.encode()).hexdigest()[:24]
 
 
 class Deltas:
@@ -91,6 +102,7 @@ class Deltas:
             except NoStreamResponseError:
                 await self.prepare()
                 await self._jetstream.publish(_subject(tenant, run_id), body, timeout=_TIMEOUT_S)
+            self._bus.publish(_hint_subject(tenant, run_id), b"")
         except (NatsError, OSError, TimeoutError) as error:
             raise BusUnavailableError(f"{type(error).__name__}: {error}") from error
 
@@ -114,8 +126,8 @@ class Deltas:
         return found
 
     async def watch(self, tenant: str, run_id: str, handler: Handler) -> Subscription:
-        """Call the handler whenever there is more."""
-        return await self._bus.subscribe(_subject(tenant, run_id), handler)
+        """Call the handler whenever there is more (a hint, which can get lost)."""
+        return await self._bus.subscribe(_hint_subject(tenant, run_id), handler)
 
     async def count(self, tenant: str) -> int:
         try:

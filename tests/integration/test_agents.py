@@ -1,6 +1,7 @@
 """Agents over HTTP: a real gateway, broker and store, a runner in this process, and a model server that asks for tools."""
 
 import asyncio
+import contextlib
 import json
 import uuid
 from collections.abc import AsyncIterator
@@ -9,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from nats.js.errors import NotFoundError
 
 from actors.run import Saga, Step, register
 from actors.run.dispatcher import Dispatcher
@@ -16,9 +18,9 @@ from actors.run.runner import Done, Handler, Runner
 from actors.run.runner_actor import RunnerConnections
 from actors.shard import Shard
 from events.ask import Asker
-from events.bus import Bus
+from events.bus import Bus, unsubscribe
 from events.clock import SystemClock
-from events.deltas import Deltas
+from events.deltas import Delta, Deltas
 from events.keys import Keys
 from events.run import ENDS, StartRun, pack
 from events.valkey_store import ValkeyEventStore
@@ -209,6 +211,25 @@ async def test_a_watcher_that_comes_back_gets_the_rest_of_the_text_and_no_second
     ended = next(event["id"] for event in after if event["event"] == "run.step_succeeded.v1").partition(":")[0]
     late = await read_events(tenant, run_id, last_event_id=ended)
     assert [event["event"] for event in late] == ["run.ended.v1"], "who has the whole text is not sent it in pieces"
+
+
+async def test_a_watcher_that_was_there_before_the_stream_of_texts_hears_of_them(bus: Bus, keys: Keys) -> None:
+    """As after a restart of the broker, which forgets the stream."""
+    deltas, heard = Deltas(bus), asyncio.Event()
+    with contextlib.suppress(NotFoundError):
+        await bus.jetstream().delete_stream("DELTAS")
+    subscription = await deltas.watch("early", "run", lambda _data, _reply: heard.set())
+    cipher = await keys.cipher("early", create=True)
+    await deltas.put("early", "run", Delta("ask", 1, deltas.new_call(), 0, "hello"), cipher)
+    await asyncio.wait_for(heard.wait(), 60)
+    ((cursor, delta),) = await deltas.after("early", "run", 0, cipher)
+    assert delta.text == "hello"
+    assert await deltas.after("early", "run", cursor, cipher) == []
+    await bus.jetstream().delete_stream("DELTAS")
+    await deltas.put("early", "run", Delta("ask", 1, deltas.new_call(), 5, " again"), cipher)
+    ((later, _),) = await deltas.after("early", "run", cursor, cipher)
+    assert later > cursor, "a reader goes on with the number it has"
+    await unsubscribe(subscription)
 
 
 async def test_text_on_its_way_is_sealed_and_goes_with_its_tenant(
