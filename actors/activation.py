@@ -52,6 +52,7 @@ from events.errors import (
     WrongExpectedPositionError,
 )
 from events.failpoints import failpoint
+from events.ids import derived_id
 from events.keys import Keys
 from events.run import ReopenRun, RetryRun, RunEvent, run_stream
 from events.scan import scan
@@ -73,10 +74,15 @@ OWNERSHIP_TRUSTED_S = 1.0
 STORE_PATIENCE_S = 15.0
 _RETRY_FIRST_S, _RETRY_MAX_S = 0.05, 1.0
 _REPLAYED_AT_ONCE = 64  # events
+# What is due within that time is fired from here, to the millisecond; the scan of the durable timers, which finds all that
+# is due, may be a second late.
+ALARM_HORIZON_S = 10.0
+_EARLY_S = 0.001  # the loop's clock is not the wall's: an alarm before its time would find nothing due
 RETRY_AFTER_S_MAX = 10.0
 _SNAPSHOT, _REPLY = "snapshot", REPLY_SEAL  # what sealed bytes are, so that none is opened as another
 
 _UNTRACED = nullcontext()
+_FIRE = msgspec.Raw(encode(FireTimers()))
 Respond = Callable[[str, bytes], None]  # subject to reply to, encoded reply
 
 
@@ -172,6 +178,8 @@ class Activation:
         self._epoch, self._owned_at = 0, 0.0
         self._snapshot_position = 0
         self._timer_us = -1  # unknown: the first append sets it
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_us = 0
 
     @property
     def state(self) -> State:
@@ -222,6 +230,37 @@ class Activation:
         if self._position < head.position or (self._position == head.position and self._head != head.hash):
             raise ChainBrokenError(self.tenant, self._position + 1, f"the store says that {head.position} are there")
         self._effects.activated(self.tenant, self._state, self._cipher)
+        self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        """Have the next timer fired in time, where that is soon. Losing an alarm loses nothing: the timer lies in the store."""
+        due_us = self._state.next_timer_us
+        if due_us == self._alarm_us:
+            return
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        self._alarm_us = 0
+        delay_s = max(0.0, (due_us - self._clock.now_us()) / 1e6)
+        if due_us and delay_s < ALARM_HORIZON_S:
+            self._alarm_us = due_us
+            self._alarm = asyncio.get_running_loop().call_later(delay_s + _EARLY_S, self._fire)
+
+    def _fire(self) -> None:
+        """As the scan would ask, but from here; where both do, the second finds nothing due."""
+        command_id = derived_id(self.tenant, "alarm", str(self._epoch), str(self._position))
+        envelope = Envelope(
+            command_id=command_id,
+            tenant=self.tenant,
+            actor="tenant",
+            deadline_us=self._clock.now_us() + int(ALARM_HORIZON_S * 1e6),
+            correlation_id=command_id,
+            causation_id="",
+            body=_FIRE,
+        )
+        used_at = self._used_at
+        self.deliver(encode(envelope), "")
+        self._used_at = used_at  # a timer is no reason to stay in memory
 
     async def _load_snapshot(self, head: Head) -> None:
         """Begin the replay at the newest snapshot that fits the log; at the first event where none does."""
@@ -283,6 +322,8 @@ class Activation:
         """Let the tenant go. What waits in the mailbox was not begun: whoever asked is told to ask again."""
         if not self._ended:
             self._ended = True
+            if self._alarm is not None:
+                self._alarm.cancel()
             self._send_away(reply_to for _, reply_to in self._mailbox)
             self._mailbox.clear()
             self._on_end(self)
@@ -524,6 +565,7 @@ class Activation:
                 self._versions.pop(event.stream, None)
         self._position, self._head = outcome.last_position, request.entries[-1].hash
         self._timer_us = timer_us
+        self._set_alarm()
         return None
 
     async def _append_until_known(self, request: Append) -> Appended | Sequence[str]:

@@ -36,6 +36,7 @@ register(
         output=lambda run: run["renew"],
     )
 )
+register(Saga("seconds", steps=(Timer("pause", seconds=5),)))
 
 
 class Calendar:
@@ -77,11 +78,11 @@ class Calendar:
         await asyncio.sleep(1)
         return list(woken)
 
-    async def run(self) -> Run:
+    async def run(self, run_id: str = RUN) -> Run:
         cipher = await self.cluster.keys.cipher(TENANT)
         page = await self.cluster.store.read(TENANT, 0)
         events = [open_record(stored.record, cipher).event for stored in page]
-        return fold_stream(event for event in events if isinstance(event, RunEvent))
+        return fold_stream(event for event in events if isinstance(event, RunEvent) and event.run_id == run_id)
 
 
 def in_virtual_time(test: Callable[[Calendar], Awaitable[None]]) -> Callable[[], None]:
@@ -138,3 +139,19 @@ async def test_a_signal_that_came_in_the_first_week_is_kept_for_the_fourth_month
     assert (run.status, run.result("renew")) == ("completed", "yes")
     effects = calendar.cluster.dependency.effects[TENANT]
     assert [effect.step for effect in effects] == ["sign", "bill"]
+
+
+@in_virtual_time
+async def test_a_timer_of_seconds_does_not_wait_for_the_scan(calendar: Calendar) -> None:
+    """Nobody scans here at all: the activation that knows the timer fires it, and so does the next one where it dies first."""
+    for dies in (False, True):
+        run = f"short-{dies}"
+        await calendar.cluster.asker.ask(TENANT, CreateTenant("Patient"), actor="test", command_id="create")
+        await calendar.cluster.asker.ask(TENANT, StartRun(run, "seconds", pack(None)), actor="test")
+        if dies:
+            calendar.cluster.kill_tenant(TENANT)
+            await calendar.cluster.host(TENANT)
+        await asyncio.sleep(4.9)
+        assert (await calendar.run(run)).status == "running"
+        await asyncio.sleep(0.2)
+        assert (await calendar.run(run)).status == "completed"
