@@ -45,19 +45,31 @@ async def read_body(receive: Receive, bytes_max: int) -> bytes:
 
 
 async def run_unless_client_leaves(work: Awaitable[None], receive: Receive) -> None:
-    """Run ``work`` to its end; cancel it, and wait for that, as soon as the client is gone or we are cancelled."""
-    task = asyncio.ensure_future(work)
-    left = asyncio.ensure_future(_until_disconnect(receive))
-    try:
-        await asyncio.wait((task, left), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientLeftError
-        task.result()
-    finally:
-        left.cancel()
-        if not task.done():
+    """Run ``work`` to its end; cancel it, and wait for that, as soon as the client is gone: then ClientLeftError.
+
+    In the caller's own task, as ``asyncio.timeout`` does it: another one for each request would cost more than most of it.
+    """
+    task, has_left = asyncio.current_task(), False
+    assert task is not None
+
+    def on_left(watching: asyncio.Task[None]) -> None:
+        nonlocal has_left
+        if not watching.cancelled():
+            watching.exception()  # a connection that fails is one that is gone
+            has_left = True
             task.cancel()
-            await asyncio.wait((task,))
+
+    watching = asyncio.create_task(_until_disconnect(receive))
+    watching.add_done_callback(on_left)
+    try:
+        await work
+    except asyncio.CancelledError:
+        if has_left and task.uncancel() == 0:  # else somebody else wants us to end, too
+            raise ClientLeftError from None
+        raise
+    finally:
+        watching.remove_done_callback(on_left)
+        watching.cancel()
 
 
 async def _until_disconnect(receive: Receive) -> None:

@@ -1,6 +1,8 @@
 """Who is calling. Tenants' keys are checked by their tenant and remembered for a moment; a revocation is pushed."""
 
+import hashlib
 import hmac
+import os
 import time
 from collections import OrderedDict
 from typing import Any
@@ -88,8 +90,9 @@ class Authenticator:
         self._asker, self._tenants, self._pepper = asker, tenants, pepper
         self._clock = clock or SystemClock()
         self._bus: Bus | None = None
-        self._admin_digest = self._digest(admin_key)
-        self._metrics_digest = self._digest(metrics_key) if metrics_key else self._admin_digest
+        self._salt = os.urandom(32)
+        self._admin = self._fingerprint(admin_key)
+        self._metrics = self._fingerprint(metrics_key) if metrics_key else self._admin
         # keyed by the hash of the whole key: a cache keyed by a part of it would mix up keys that share the part
         self._known: OrderedDict[bytes, tuple[float, Principal]] = OrderedDict()
         self._revocations = 0
@@ -101,18 +104,21 @@ class Authenticator:
     def _on_revoked(self, data: bytes, _reply_to: str) -> None:
         revoked = msgspec.msgpack.decode(data, type=Revocation)
         self._revocations += 1
-        for digest, (_, principal) in list(self._known.items()):
+        for fingerprint, (_, principal) in list(self._known.items()):
             if principal.tenant == revoked.tenant and revoked.key_id in ("", principal.key_id):
-                del self._known[digest]
+                del self._known[fingerprint]
 
     def is_admin(self, token: str) -> bool:
-        return hmac.compare_digest(self._digest(token), self._admin_digest)
+        return hmac.compare_digest(self._fingerprint(token), self._admin)
 
     def may_read_metrics(self, token: str) -> bool:
-        return self.is_admin(token) or hmac.compare_digest(self._digest(token), self._metrics_digest)
+        return self.is_admin(token) or hmac.compare_digest(self._fingerprint(token), self._metrics)
 
-    def _digest(self, token: str) -> bytes:
-        return hmac.digest(self._pepper.encode(), token.encode(errors="replace"), "sha256")
+    def _fingerprint(self, token: str) -> bytes:
+        """What a token is known by in this process. A tenth of the time that parsing a key and hashing it for its tenant
+        takes; it is never sent or stored.
+        """
+        return hashlib.blake2b(token.encode(errors="replace"), key=self._salt, digest_size=32).digest()
 
     async def authenticate(self, header: str | None, scope: Scope) -> Principal:
         """
@@ -128,23 +134,25 @@ class Authenticator:
         return principal
 
     async def _identify(self, header: str | None) -> Principal:
-        key = parse_key(bearer(header))
-        digest = digest_of(self._pepper, key)
-        known = self._known.get(digest)
+        token = bearer(header)
+        fingerprint = self._fingerprint(token)
+        known = self._known.get(fingerprint)
         if known is not None and known[0] > time.monotonic() and self._hears_revocations and self._is_valid(known[1]):
             return known[1]
+        key = parse_key(token)
         if not await self._tenants.exists(key.tenant):
             raise KeyRefusedError
         revocations = self._revocations
+        command = Authenticate(key.key_id, digest_of(self._pepper, key))
         try:
-            ok = await self._asker.ask(key.tenant, Authenticate(key.key_id, digest), actor="gateway")
+            ok = await self._asker.ask(key.tenant, command, actor="gateway")
         except CommandRefusedError as refusal:
             if refusal.code not in (KeyRefusedError.code, NotFoundError.code):
                 raise  # an overloaded tenant has said nothing about the key
             raise KeyRefusedError from refusal
         principal = _principal(key.tenant, ok.result)
         if revocations == self._revocations:  # else the answer may be older than a revocation
-            self._remember(digest, principal)
+            self._remember(fingerprint, principal)
         return principal
 
     @property
@@ -154,9 +162,9 @@ class Authenticator:
     def _is_valid(self, principal: Principal) -> bool:
         return not 0 < principal.valid_until_us <= self._clock.now_us()
 
-    def _remember(self, digest: bytes, principal: Principal) -> None:
-        self._known[digest] = (time.monotonic() + CACHE_TTL_S, principal)
-        self._known.move_to_end(digest)
+    def _remember(self, fingerprint: bytes, principal: Principal) -> None:
+        self._known[fingerprint] = (time.monotonic() + CACHE_TTL_S, principal)
+        self._known.move_to_end(fingerprint)
         while len(self._known) > CACHE_MAX:
             self._known.popitem(last=False)
 
