@@ -411,7 +411,8 @@ class ValkeyEventStore:
                 return
 
     async def load_snapshots(self, tenant: str) -> list[Snapshot]:
-        rows = await self._call(tenant, "HVALS", f"{slice_tag(slice_of(tenant))}:snapshots:{tenant}")
+        key = f"{slice_tag(slice_of(tenant))}:snapshots:{tenant}"
+        rows = await self._one(self._pages, tenant, "HVALS", key)  # every activation asks, and a snapshot may be large
         snapshots = filter(None, map(_readable_snapshot, rows))
         return sorted(snapshots, key=lambda kept: kept.position, reverse=True)
 
