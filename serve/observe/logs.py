@@ -60,9 +60,19 @@ class LineFormatter(logging.Formatter):
         return msgspec.json.encode(line).decode()
 
 
+class _StandardError(logging.Handler):
+    """Whatever standard error is at the moment: a program may have replaced it since."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            sys.stderr.write(f"{self.format(record)}\n")
+        except Exception:  # noqa: BLE001 - as each of logging's own handlers: who logs must not fail by it
+            self.handleError(record)
+
+
 def configure(line_format: Format, level: Level, secrets: Iterable[str]) -> None:
     """Replaces what an earlier call set up."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StandardError()
     handler.setFormatter(LineFormatter(line_format, secrets))
     handler.set_name("tenantry")
     for package in PACKAGES:
