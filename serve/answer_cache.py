@@ -15,7 +15,7 @@ import msgspec
 from events.clock import Clock, SystemClock
 from events.errors import PlatformError
 from events.keys import Keys
-from events.sealing import open_bytes, seal_bytes
+from events.sealing import WITHOUT_KEY, open_bytes, seal_bytes
 from serve.chat_request import Call
 from serve.http_errors import HttpError
 from serve.kept import CachedAnswers
@@ -101,7 +101,10 @@ class AnswerCache:
 
     async def put(self, tenant: str, field: str, answer: bytes) -> None:
         try:
-            sealed = seal_bytes(await self._keys.cipher(tenant, create=True), _SEALED_AS, answer)
+            cipher = await self._keys.cipher(tenant, create=True)
+            if cipher is WITHOUT_KEY:
+                return  # its tenant was erased while it was asked
+            sealed = seal_bytes(cipher, _SEALED_AS, answer)
             now_ms = self._now_ms()
             await self._kept.put(tenant, field, msgspec.msgpack.encode(_Kept(now_ms, sealed)), now_ms)
         except PlatformError as error:

@@ -20,7 +20,7 @@ from events.errors import KeyRefusedError, PlatformError
 from events.inbox import Inbox
 from events.tell import Teller
 from serve import bootstrap, openapi
-from serve.admin import commands, router
+from serve.admin import commands, keyed_writes, router
 from serve.admin.routes import POSITION_MAX, Svc
 from serve.answer_cache import AnswerCache
 from serve.asgi import Receive, Scope, Send, header
@@ -83,6 +83,7 @@ def build_app(body_bytes_max: int) -> FastAPI:
         title="Tenantry", version=version("tenantry"), docs_url=None, redoc_url=None, max_body_size=body_bytes_max
     )
     app.include_router(commands)
+    app.include_router(keyed_writes)
     app.include_router(router)
     app.include_router(own_commands)
     app.include_router(own_reads)
@@ -181,6 +182,7 @@ class Gateway:
         app = build_app(settings.body_bytes_max)
         inbox, outcomes = Inbox(bus, settings.tell_queue_max), bootstrap.open_outcomes(settings)
         keyed_answers, cached_answers = bootstrap.open_keyed_answers(settings), bootstrap.open_cached_answers(settings)
+        once = Once(keyed_answers, keys, settings.pepper)
         app.state.resilience = resilience
         self._metrics.watch(resilience)
         app.state.services = Services(
@@ -203,6 +205,7 @@ class Gateway:
             self._metrics,
             RunHistory(store, keys),
             keyed_answers,
+            once,
             cached_answers,
         )
         self._commands = CommandTable((*commands.routes, *own_commands.routes), app.state.services)
@@ -212,7 +215,7 @@ class Gateway:
             asker,
             model_client,
             resilience,
-            Once(keyed_answers, keys, settings.pepper),
+            once,
             AnswerCache(cached_answers, keys, settings.pepper, settings.models.models),
             call_timeout_s=settings.call_timeout_s,
             body_bytes_max=settings.body_bytes_max,

@@ -1,4 +1,5 @@
-"""One answer per ``Idempotency-Key``, for calls of models: across gateway replicas and restarts, for a day.
+"""One answer per ``Idempotency-Key``, for calls of models and for writes that are no commands of a tenant: across gateway
+replicas and restarts, for a day. (Of a command the tenant's log itself remembers the answer.)
 
 The first request claims the key before anything is paid, and holds the claim as long as it runs; a claim whose gateway has
 died ends by itself within seconds. Its answer, whole or streamed, takes the claim's place before the client has its end: a
@@ -11,14 +12,14 @@ import hmac
 import logging
 import os
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
 
 from events.clock import Clock, SystemClock
 from events.errors import CommandIdReusedError, PlatformError
 from events.keys import Keys
-from events.sealing import open_bytes, seal_bytes
+from events.sealing import WITHOUT_KEY, open_bytes, seal_bytes
 from serve.asgi import Responder, Taken
 from serve.auth import Principal
 from serve.http_errors import HttpError
@@ -45,6 +46,15 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     is_lost: bool = False
 
 
+class Claim(msgspec.Struct, frozen=True):
+    """A key that is ours: where it lies, and what we have put there."""
+
+    tenant: str
+    field: str
+    entry: Entry
+    value: bytes
+
+
 class Once:
     """Safe for concurrent use."""
 
@@ -65,24 +75,57 @@ class Once:
             StoreUnavailableError: Nobody knows; nothing was begun.
             Exception: Whatever ``work`` raises; then the key is free again.
         """
+        held = await self._claim(who.tenant, who.key_id, key, request)
+        if isinstance(held, Taken):
+            await responder.start(held.status, held.headers)
+            await responder.body(held.body, more=False)
+            return
+        responder.before_end = lambda taken: self._keep(held, taken)
+        async with self._holding(held):
+            try:
+                await work()
+            finally:
+                if not responder.has_ended:
+                    self._release(held)
+
+    async def whole(
+        self, tenant: str, caller: str, key: str, request: bytes, work: Callable[[], Awaitable[Taken]]
+    ) -> Taken:
+        """As ``run``, for an answer in one piece. One of 400 and above is not kept."""
+        held = await self._claim(tenant, caller, key, request)
+        if isinstance(held, Taken):
+            return held
+        async with self._holding(held):
+            is_kept = False
+            try:
+                taken = await work()
+                if taken.status < 400:
+                    await self._keep(held, taken)
+                    is_kept = True
+            finally:
+                if not is_kept:
+                    self._release(held)
+        return taken
+
+    async def _claim(self, tenant: str, caller: str, key: str, request: bytes) -> Claim | Taken:
+        """The key is ours now, or there is an answer under it."""
         if not 0 < len(key) <= _KEY_CHARS_MAX:
             message = f"an Idempotency-Key has 1 to {_KEY_CHARS_MAX} characters, got {len(key)}"
             raise HttpError(400, "invalid_request", message, param="idempotency-key")
-        field = self._digest("key", who.tenant, who.key_id, key).hex()
-        open_entry = Entry(self._digest("request", who.tenant, who.key_id, request), os.urandom(16))
-        claim = msgspec.msgpack.encode(open_entry)
-        held = await self._kept.claim(who.tenant, field, claim, self._now_ms(), self._now_ms(CLAIM_S))
-        if held is not None:
-            await self._repeat(who.tenant, msgspec.msgpack.decode(held, type=Entry), open_entry.request, key, responder)
-            return
-        responder.before_end = lambda taken: self._keep(who.tenant, field, open_entry, taken)
-        renewing = asyncio.create_task(self._renew(who.tenant, field, claim), name="idempotency-renew")
+        entry = Entry(self._digest("request", tenant, caller, request), os.urandom(16))
+        claim = Claim(tenant, self._digest("key", tenant, caller, key).hex(), entry, msgspec.msgpack.encode(entry))
+        held = await self._kept.claim(tenant, claim.field, claim.value, self._now_ms(), self._now_ms(CLAIM_S))
+        if held is None:
+            return claim
+        return await self._first_answer(tenant, msgspec.msgpack.decode(held, type=Entry), entry.request, key)
+
+    @contextlib.asynccontextmanager
+    async def _holding(self, claim: Claim) -> AsyncIterator[None]:
+        renewing = asyncio.create_task(self._renew(claim), name="idempotency-renew")
         try:
-            await work()
+            yield
         finally:
             renewing.cancel()
-            if not responder.has_ended:
-                self._release(who.tenant, field, claim)
 
     def _digest(self, *parts: str | bytes) -> bytes:
         """Keyed, so that what lies in the store tells nothing of what was asked."""
@@ -92,7 +135,7 @@ class Once:
     def _now_ms(self, plus_s: float = 0.0) -> int:
         return int(self._clock.now_us() / 1e3 + plus_s * 1e3)
 
-    async def _repeat(self, tenant: str, entry: Entry, request: bytes, key: str, responder: Responder) -> None:
+    async def _first_answer(self, tenant: str, entry: Entry, request: bytes, key: str) -> Taken:
         if entry.request != request:
             raise CommandIdReusedError(key)
         if entry.is_lost:
@@ -105,41 +148,42 @@ class Once:
         if plain is None:  # its tenant was erased meanwhile
             raise HttpError(409, "answer_not_kept", "the answer is gone", should_retry=False)
         taken = msgspec.msgpack.decode(zlib.decompress(plain), type=Taken)
-        await responder.start(taken.status, {**taken.headers, "x-tenantry-replayed": "true"})
-        await responder.body(taken.body, more=False)
+        return msgspec.structs.replace(taken, headers={**taken.headers, "x-tenantry-replayed": "true"})
 
-    async def _keep(self, tenant: str, field: str, open_entry: Entry, taken: Taken | None) -> None:
+    async def _keep(self, claim: Claim, taken: Taken | None) -> None:
         """Before the client has the end of the answer. Where the store is away it gets it all the same: it is paid for."""
         try:
-            value = msgspec.structs.replace(open_entry, is_lost=True)
-            if taken is not None:
-                packed = zlib.compress(msgspec.msgpack.encode(taken), 1)
-                if len(packed) <= _ANSWER_BYTES_MAX:
-                    sealed = seal_bytes(await self._keys.cipher(tenant, create=True), _SEALED_AS, packed)
-                    value = msgspec.structs.replace(open_entry, answer=sealed)
-            claim, kept = msgspec.msgpack.encode(open_entry), msgspec.msgpack.encode(value)
-            if not await self._kept.replace(tenant, field, claim, kept, self._now_ms(KEEP_S)):
-                log.warning("idempotency.claim_lost tenant=%s: a repeat may have run, too", tenant)
+            kept = msgspec.msgpack.encode(await self._answered(claim, taken))
+            if not await self._kept.replace(claim.tenant, claim.field, claim.value, kept, self._now_ms(KEEP_S)):
+                log.warning("idempotency.claim_lost tenant=%s: a repeat may have run, too", claim.tenant)
         except PlatformError as error:
-            log.warning("idempotency.not_kept tenant=%s: %s", tenant, error)
+            log.warning("idempotency.not_kept tenant=%s: %s", claim.tenant, error)
 
-    async def _renew(self, tenant: str, field: str, claim: bytes) -> None:
+    async def _answered(self, claim: Claim, taken: Taken | None) -> Entry:
+        cipher = await self._keys.cipher(claim.tenant, create=True)
+        if taken is not None and cipher is not WITHOUT_KEY:  # without: its tenant was erased meanwhile
+            packed = zlib.compress(msgspec.msgpack.encode(taken), 1)
+            if len(packed) <= _ANSWER_BYTES_MAX:
+                return msgspec.structs.replace(claim.entry, answer=seal_bytes(cipher, _SEALED_AS, packed))
+        return msgspec.structs.replace(claim.entry, is_lost=True)
+
+    async def _renew(self, claim: Claim) -> None:
         while True:
             await asyncio.sleep(_RENEW_S)  # the beat itself
             with contextlib.suppress(PlatformError):  # the claim outlasts two beats that get lost
-                await self._kept.replace(tenant, field, claim, claim, self._now_ms(CLAIM_S))
+                await self._kept.replace(claim.tenant, claim.field, claim.value, claim.value, self._now_ms(CLAIM_S))
 
-    def _release(self, tenant: str, field: str, claim: bytes) -> None:
+    def _release(self, claim: Claim) -> None:
         """Does not wait: it may be a cancelled task that says so."""
-        task = asyncio.create_task(self._drop(tenant, field, claim), name="idempotency-release")
+        task = asyncio.create_task(self._drop(claim), name="idempotency-release")
         self._releasing.add(task)
         task.add_done_callback(self._releasing.discard)
 
-    async def _drop(self, tenant: str, field: str, claim: bytes) -> None:
+    async def _drop(self, claim: Claim) -> None:
         try:
-            await self._kept.replace(tenant, field, claim, b"", 0)
+            await self._kept.replace(claim.tenant, claim.field, claim.value, b"", 0)
         except PlatformError as error:
-            log.warning("idempotency.not_released tenant=%s: %s; it ends by itself", tenant, error)
+            log.warning("idempotency.not_released tenant=%s: %s; it ends by itself", claim.tenant, error)
 
     async def drain(self) -> None:
         """Wait for keys that are being set free."""

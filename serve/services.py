@@ -16,6 +16,7 @@ from events.valkey_vault import ValkeyVault
 from projections.runner import ReadModels
 from serve.auth import Authenticator, KnownTenants
 from serve.doors import Doors
+from serve.idempotency import Once
 from serve.kept import CachedAnswers, KeyedAnswers
 from serve.observe.metrics import Metrics
 from serve.run_history import RunHistory
@@ -42,4 +43,5 @@ class Services(msgspec.Struct, frozen=True):
     metrics: Metrics
     runs: RunHistory
     keyed_answers: KeyedAnswers
+    once: Once
     cached_answers: CachedAnswers

@@ -19,7 +19,7 @@ from serve.admin import (
     users,
     vault,
 )
-from serve.admin.routes import commands, router
+from serve.admin.routes import commands, keyed_writes, router
 
 __all__ = [
     "archive",
@@ -27,6 +27,7 @@ __all__ = [
     "calls",
     "commands",
     "inbox",
+    "keyed_writes",
     "keys",
     "limits",
     "log",

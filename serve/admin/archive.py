@@ -11,7 +11,7 @@ from events.archive import Archive, archive_log, import_events
 from events.codec import StoredEvent
 from events.errors import InvalidCommandError, NotFoundError
 from events.slices import TENANT_ID
-from serve.admin.routes import POSITION_MAX, Svc, head_position, router, stamp_position
+from serve.admin.routes import POSITION_MAX, Svc, head_position, keyed_writes, router, stamp_position
 from serve.http_errors import HttpError
 from serve.services import Services
 
@@ -91,7 +91,7 @@ async def _archive_of(services: Services, archive: Archive, tenant: str) -> Arch
     )
 
 
-@router.post("/tenants/{tenant}/archive")
+@keyed_writes.post("/tenants/{tenant}/archive")
 async def archive_tenant(
     services: Svc,
     tenant: str,

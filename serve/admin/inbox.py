@@ -16,7 +16,7 @@ from events.inbox import COMMAND_ID, tell_subject
 from events.sealing import open_bytes
 from events.slices import TENANT_ID
 from events.store import REPLY_SEAL
-from serve.admin.routes import IdempotencyKey, Svc, command_id_for, router
+from serve.admin.routes import IdempotencyKey, Svc, command_id_for, keyed_writes, router
 from serve.http_errors import HttpError
 from serve.services import Services
 
@@ -162,14 +162,14 @@ async def show_dead_letter(services: Svc, tenant: str, letter_id: str) -> DeadLe
     return _letter_out(await services.dead_letters.find(await _known(services, tenant), _letter_id(letter_id)))
 
 
-@router.post("/tenants/{tenant}/dead-letters/{letter_id}/replay", status_code=202)
+@keyed_writes.post("/tenants/{tenant}/dead-letters/{letter_id}/replay", status_code=202)
 async def replay_dead_letter(services: Svc, tenant: str, letter_id: str) -> DeadLetterRow:
     """Queue the command again, under its own command id: what it did once it does not do twice."""
     letter = await services.dead_letters.replay(await _known(services, tenant), _letter_id(letter_id))
     return DeadLetterRow(**_row(letter))
 
 
-@router.delete("/tenants/{tenant}/dead-letters/{letter_id}")
+@keyed_writes.delete("/tenants/{tenant}/dead-letters/{letter_id}")
 async def discard_dead_letter(
     services: Svc,
     tenant: str,

@@ -9,7 +9,7 @@ from events.tenant import EraseTenant
 from events.verify import verify
 from events.witness import accept_loss, loss
 from serve.admin.log import VerifiedOut
-from serve.admin.routes import Svc, ask, head_of, router
+from serve.admin.routes import Svc, ask, head_of, keyed_writes, router
 from serve.auth import push_revocation
 from serve.erasure import erase_everywhere
 
@@ -30,7 +30,7 @@ class ErasureOut(BaseModel):
     places: list[PlaceOut]
 
 
-@router.post("/tenants/{tenant}/accept-loss")
+@keyed_writes.post("/tenants/{tenant}/accept-loss")
 async def accept_lost_events(services: Svc, tenant: str) -> VerifiedOut:
     """Accept that the tenant's log ends where it does now, although more was acknowledged: that loss is then final. What
     is left is verified first. The tenant stays halted until it is resumed.

@@ -16,6 +16,7 @@ from events.tenant import CreateTenant
 from serve.auth import Principal, bearer
 from serve.command_route import CommandRoute
 from serve.http_errors import HttpError
+from serve.keyed_route import KeyedRoute
 from serve.services import Services
 
 POSITION_MAX = 2**40 - 1  # what five bytes of a stream's index can hold
@@ -39,10 +40,23 @@ IdempotencyKey = Annotated[
         description="The same key with the same request gets the same answer and runs once; with another one it is refused",
     ),
 ]
+
+
+async def takes_key(idempotency_key: IdempotencyKey = None) -> None:
+    """Declares the header; the route itself looks at it."""
+
+
 Svc = Annotated[Services, Depends(services_of)]
 Usd = Annotated[str, Field(max_length=40, examples=["25.00"], description="USD, an exact decimal")]
 router = APIRouter(prefix="/admin/v1", dependencies=[Depends(admin_only)], tags=["admin"])
 # writes, which need none of FastAPI's dependency solving
+# writes that are no commands of a tenant, with an Idempotency-Key of their own
+keyed_writes = APIRouter(
+    prefix="/admin/v1",
+    dependencies=[Depends(admin_only), Depends(takes_key)],
+    tags=["admin"],
+    route_class=KeyedRoute,
+)
 commands = APIRouter(prefix="/admin/v1", dependencies=[Depends(admin_only)], tags=["admin"], route_class=CommandRoute)
 
 

@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel
 
-from serve.admin.routes import Svc, router
+from serve.admin.routes import Svc, keyed_writes
 
 
 class RewrappedOut(BaseModel):
@@ -12,7 +12,7 @@ class RewrappedOut(BaseModel):
     changed: int
 
 
-@router.post("/vault/rewrap")
+@keyed_writes.post("/vault/rewrap")
 async def rewrap(services: Svc) -> RewrappedOut:
     """Wrap every tenant's key under the first of `TENANTRY_MASTER_KEY`'s keys; then the older ones are needed no more,
     except for older backups of the vault. No data is touched. Safe to repeat.

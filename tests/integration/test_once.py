@@ -217,3 +217,24 @@ async def test_a_no_op_with_an_idempotency_key_is_remembered_like_any_other_writ
     other = await world.admin.put(f"{url}/plan", json={"plan": "enterprise"}, headers=key)
     assert other.status_code == 422
     assert "tenant.command_noted.v1" in await world.event_types()
+
+
+async def test_a_write_that_is_no_command_is_answered_once_as_well(world: World) -> None:
+    key = {"idempotency-key": "move"}
+    url = f"/tenants/{world.tenant}/archive"
+    first = await world.admin.post(url, params={"keep": 0, "least": 1}, headers=key)
+    assert (first.status_code, first.json()["moved"]) == (200, 2)
+    again = await world.admin.post(url, params={"keep": 0, "least": 1}, headers=key)
+    assert again.json() == first.json(), "although there is nothing left to move"
+    assert again.headers["x-tenantry-replayed"] == "true"
+    other = await world.admin.post(url, params={"keep": 1, "least": 1}, headers=key)
+    assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_mismatch")
+    refused = await world.admin.post(f"/tenants/{world.tenant}/dead-letters/1/replay", headers=key)
+    assert refused.status_code == 422
+    for _ in range(2):
+        missing = await world.admin.post(
+            f"/tenants/{world.tenant}/dead-letters/1/replay", headers={"idempotency-key": "r"}
+        )
+        assert missing.status_code == 404
+    stranger = await world.admin.post(url, headers={**key, "authorization": f"Bearer {world.key}"})
+    assert stranger.status_code == 401
