@@ -96,14 +96,14 @@ def launched(instance: str, module: str, *arguments: str, ready: Path) -> Iterat
             start_new_session=True,  # a Ctrl-C in the terminal is for us; we end it in order
         )
     try:
-        _wait_for(ready, process, log)
+        wait_for(ready, process, log)
         yield time.perf_counter() - began
     finally:
         _stop(process)
         sweep(instance)
 
 
-def _wait_for(ready: Path, process: "subprocess.Popen[bytes]", log: Path) -> None:
+def wait_for(ready: Path, process: "subprocess.Popen[bytes]", log: Path) -> None:
     ends = time.monotonic() + _READY_TIMEOUT_S
     while not ready.exists():
         if process.poll() is not None or time.monotonic() > ends:

@@ -91,6 +91,12 @@ _ALL = (
     Row("revocation_p99", "ms", 1.0, more_is_better=False, goal=1_000.0),
     Row("suspension_p50", "ms", 1.0, more_is_better=False, goal=1_000.0),
     Row("suspension_p99", "ms", 1.0, more_is_better=False, goal=1_000.0),
+    # beside DBOS on SQLite, in place of a ceiling: ten times its workflows, steps and a restart no slower than its own
+    Row("run_throughput", "runs/s", 10.0, more_is_better=True),
+    Row("run_steps", "steps/s", 10.0, more_is_better=True),
+    Row("run_step_p50", "us", 1.0, more_is_better=False),
+    Row("run_step_p99", "us", 1.0, more_is_better=False),
+    Row("run_resume", "s", 1.0, more_is_better=False),
     Row("startup", "s", 1.5, more_is_better=False),
     # no figure to reach is given anywhere: half as much again is what supervision, projections and a guard may cost
     Row("memory_idle", "MiB", 1.5, more_is_better=False),

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from tests.bench import access, doors, live, policies, servegen, starts, store, tenants
+from tests.bench import access, doors, live, policies, runs, servegen, starts, store, tenants
 from tests.bench.programs import guarded
 from tests.bench.results import Say, chosen
 
@@ -28,6 +28,7 @@ def run(rows: list[str], say: Say) -> list[dict[str, Any]]:
             (store.ROWS, store.measure),
             (policies.ROWS, policies.measure),
             (_LIVE, live.measure),
+            (runs.ROWS, runs.measure),
             (_STARTS, starts.measure),
         )
         for group, measure in rooms:

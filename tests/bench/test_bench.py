@@ -8,7 +8,7 @@ import pytest
 
 from events.errors import PlatformError
 from serve.cli.bench import bench
-from tests.bench import live, load, policies, runner, starts, store
+from tests.bench import live, load, policies, runner, runs, starts, store
 from tests.bench.results import ROWS, BenchError, Pairs, Say, verdict
 
 
@@ -61,7 +61,7 @@ def test_an_unknown_row_is_refused_before_anything_starts_and_the_known_ones_are
 
 
 def test_rows_are_measured_once_each_and_all_where_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    for room in (live, policies, starts, store):
+    for room in (live, policies, runs, starts, store):
         monkeypatch.setattr(room, "measure", lambda rows, _instance, _say: [{"row": row} for row in rows])
     assert [row["row"] for row in runner.run([], say=print)] == list(ROWS)
     assert [row["row"] for row in runner.run(["memory_idle", "ask_latency", "memory_idle"], say=print)] == [
