@@ -323,7 +323,7 @@ def test_a_bad_models_file_is_explained_before_anything_starts(tmp_path: Path) -
     command = [sys.executable, "-m", "serve.cli", "up", "--data-dir", str(tmp_path / "d"), "--models", str(models)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
-    assert "models.0.upstreams: Field required" in done.stderr
+    assert "unknown setting 'upstream', did you mean 'upstreams'?" in done.stderr
     assert not (tmp_path / "d").exists()
 
 

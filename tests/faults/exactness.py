@@ -29,7 +29,6 @@ from aiohttp import web
 
 from actors.shard import Shard
 from actors.supervision.shared import SharedSupervisors
-from actors.tools.upstream import Upstream
 from events.ask import Asker
 from events.bus import Bus
 from events.catalog import DomainEvent
@@ -43,7 +42,7 @@ from events.valkey_store import ValkeyEventStore, connect
 from projections.actor import PROJECTIONS
 from projections.runner import ReadModels, Runner, decoded
 from projections.usage import Usage, UsageProjection, read_usage
-from serve.settings import Model, ModelsFile, Settings
+from serve.settings import Model, ModelsFile, ModelUpstream, Settings
 from tests.faults.ledgers import INPUT_NANO, OUTPUT_NANO, Report, Row, Served, check
 from tests.kit.activator import activating
 from tests.kit.gateway_process import GatewayProcess
@@ -283,7 +282,7 @@ async def run(count: int, kills: int, seed: int, directory: Path) -> Report:
 
 def _settings(servers: Servers, base_url: str, directory: Path) -> dict[str, str]:
     price = Price.model_validate({"input_usd_per_mtok": "0.10", "output_usd_per_mtok": "0.40"})
-    model = Model(name="m", upstreams=(Upstream(base_url=base_url, model="m"),), price=price)
+    model = Model(name="m", upstreams=(ModelUpstream(base_url=base_url, model="m"),), price=price)
     settings = Settings(
         nats_url=servers.nats_url,
         valkey_url=servers.valkey_url,
