@@ -19,6 +19,7 @@ def encode_hook(value: Any) -> Any:
     """For msgspec encoders: a map is written as one, in the order of its keys, so that equal states are equal bytes."""
     if isinstance(value, Map):
         return dict(sorted(value.items()))
+    # what msgspec asks of hooks for a type they don't know
     raise NotImplementedError(f"a snapshot can't hold {type(value).__name__}")
 
 
@@ -26,4 +27,4 @@ def decode_hook(kind: type, value: Any) -> Any:
     """For msgspec decoders."""
     if typing.get_origin(kind) is Map:
         return Map(msgspec.convert(value, dict[typing.get_args(kind)]))  # type: ignore[misc]
-    raise NotImplementedError(f"a snapshot can't hold {kind}")
+    raise NotImplementedError(f"a snapshot can't hold {kind}")  # likewise

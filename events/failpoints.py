@@ -196,4 +196,4 @@ def _reach(name: str, subject: str) -> None:
         case "raise":
             raise InjectedError(name)
         case "delay":
-            time.sleep(rule.seconds)
+            time.sleep(rule.seconds)  # the fault itself: this process stands still for so long, its loop included

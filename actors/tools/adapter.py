@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, Generic, TypeVar
@@ -46,7 +47,7 @@ class ToolResult(msgspec.Struct, frozen=True):
     cost_nano_usd: int = 0
 
 
-class ToolAdapter(Generic[Config]):
+class ToolAdapter(ABC, Generic[Config]):
     """Subclass it, implement ``_execute_tool``, name it in the models file as ``adapter: module:Class``. Where it is a plain
     function, because it blocks, it runs in threads of the tool's bulkhead.
 
@@ -81,9 +82,9 @@ class ToolAdapter(Generic[Config]):
         with self._explained(call, context):
             return self._checked(call, self._execute_tool(call, context))
 
+    @abstractmethod
     def _execute_tool(self, call: ToolCall, context: ToolContext) -> Any:
         """Do it, and return a ToolResult, or its output alone: plain data. ``async def``, or ``def`` where it blocks."""
-        raise NotImplementedError
 
     @contextmanager
     def _explained(self, call: ToolCall, context: ToolContext) -> Iterator[None]:

@@ -101,7 +101,7 @@ async def open_runs(directory: Path) -> None:
 async def resume() -> dict[str, float]:
     """From the time at which the process before was killed."""
     while len(await DBOS.list_workflows_async(status="SUCCESS", limit=OPEN_RUNS * 2)) < OPEN_RUNS:  # noqa: ASYNC110
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)  # likewise
     return {"s": time.time() - float(sys.argv[4])}
 
 

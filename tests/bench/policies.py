@@ -96,4 +96,6 @@ async def _until_refused(breaker: CircuitBreaker, failures: list[float]) -> floa
             return time.monotonic()
         breaker.record(generation, failed=True, duration_s=0.001)
         failures.append(time.monotonic())
-        await asyncio.sleep(0.002)  # a failing call takes a moment
+        await asyncio.sleep(
+            0.002
+        )  # the load: a failing call takes a moment, and the rate of failures is part of the figure

@@ -141,7 +141,7 @@ async def _in_silo(tenant: str) -> None:
             with suppress(ValueError, RayError):
                 if await _actor(f"silo-{tenant}").tenants.remote() == [tenant]:
                     return
-            await asyncio.sleep(0.02)  # nothing tells when a tenant has moved
+            await asyncio.sleep(0.02)  # an actor says whom it serves only when asked
 
 
 async def _in_pool(tenant: str) -> None:
@@ -421,7 +421,7 @@ async def _flooded(ground: Ground, tenant: str) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(_FLOOD_TIMEOUT_S):
             while not await _overflows(ground.bus):  # noqa: ASYNC110 - another process's state
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.05)  # it tells its counts only when asked
         yield
     finally:
         process.kill()
