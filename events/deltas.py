@@ -21,6 +21,7 @@ from nats.js.errors import BadRequestError, NoStreamResponseError, NotFoundError
 from events.bus import Bus, Handler, Subscription, live_subject
 from events.errors import BusUnavailableError
 from events.sealing import Cipher, open_bytes, seal_bytes
+from events.streams import count_messages, purge_messages
 
 STREAM = "DELTAS"
 KEPT_S = 3600.0
@@ -130,19 +131,8 @@ class Deltas:
         return await self._bus.subscribe(_hint_subject(tenant, run_id), handler)
 
     async def count(self, tenant: str) -> int:
-        try:
-            info = await self._jetstream.stream_info(STREAM, subjects_filter=f"delta.{tenant}.*")
-        except NotFoundError:
-            return 0
-        except (NatsError, OSError, TimeoutError) as error:
-            raise BusUnavailableError(f"{type(error).__name__}: {error}") from error
-        return sum((info.state.subjects or {}).values())
+        return await count_messages(self._jetstream, STREAM, f"delta.{tenant}.*")
 
     async def purge(self, tenant: str) -> None:
         """Drop all of a tenant that is being erased."""
-        try:
-            await self._jetstream.purge_stream(STREAM, subject=f"delta.{tenant}.*")
-        except NotFoundError:
-            return
-        except (NatsError, OSError, TimeoutError) as error:
-            raise BusUnavailableError(f"{type(error).__name__}: {error}") from error
+        await purge_messages(self._jetstream, STREAM, f"delta.{tenant}.*")

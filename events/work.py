@@ -19,6 +19,7 @@ from nats.js.errors import APIError, BadRequestError, NotFoundError
 from events.bus import Bus
 from events.errors import BusUnavailableError
 from events.run import StepOrder
+from events.streams import count_messages, purge_messages
 
 STREAM, CONSUMER = "WORK", "runners"
 # What a dead runner had in hand comes again after that; a live one says three times as often that it is at it.
@@ -153,19 +154,8 @@ class WorkQueue:
 
     async def count(self, tenant: str) -> int:
         """How many steps of a tenant wait or are in a runner's hands."""
-        try:
-            info = await self._jetstream.stream_info(STREAM, subjects_filter=f"work.*.{tenant}.*")
-        except NotFoundError:
-            return 0
-        except (NatsError, OSError, TimeoutError) as error:
-            raise BusUnavailableError(f"{type(error).__name__}: {error}") from error
-        return sum((info.state.subjects or {}).values())
+        return await count_messages(self._jetstream, STREAM, f"work.*.{tenant}.*")
 
     async def purge(self, tenant: str) -> None:
         """Drop all that waits of a tenant that is being erased."""
-        try:
-            await self._jetstream.purge_stream(STREAM, subject=f"work.*.{tenant}.*")
-        except NotFoundError:
-            return
-        except (NatsError, OSError, TimeoutError) as error:
-            raise BusUnavailableError(f"{type(error).__name__}: {error}") from error
+        await purge_messages(self._jetstream, STREAM, f"work.*.{tenant}.*")

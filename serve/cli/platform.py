@@ -39,7 +39,7 @@ def doctor(data_dir: DataDirOption = DEFAULT_DATA_DIR, as_json: JsonOption = Fal
         print_json(report)
     else:
         for finding in report["findings"]:
-            print(f"{'ok  ' if finding['ok'] else 'FAIL'}  {finding['name']:<12} {finding['detail']}")
+            print(f"{'ok  ' if finding['ok'] else 'FAIL'}  {finding['name']:<13} {finding['detail']}")
     if not report["ok"]:
         raise typer.Exit(1)
 
