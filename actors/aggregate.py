@@ -15,7 +15,8 @@ from actors import system as systems
 from actors import tenant as tenants
 from actors import tool_calls
 from actors.run import machine as runs
-from actors.run.machine import Runs
+from actors.run import open_runs
+from actors.run.open_runs import Runs
 from actors.system import System
 from actors.tenant import Tenant
 from actors.tool_calls import ToolCalls
@@ -30,7 +31,7 @@ from events.tenant import CallEvent, TenantCommand, TenantEvent
 from events.timers import FireTimers
 from events.tools import RecordToolCall, ToolCommand, ToolsEvent
 
-STATE_SCHEMA = 8  # raise it whenever State changes: older snapshots are then replayed instead of misread
+STATE_SCHEMA = 9  # raise it whenever State changes: older snapshots are then replayed instead of misread
 
 
 class State(msgspec.Struct, frozen=True):
@@ -132,11 +133,11 @@ def _evolve_call(state: State, event: CallEvent) -> State:
 
 
 def _evolve_runs(state: State, event: RunEvents) -> State:
-    return replace(state, runs=runs.fold(state.runs, event))
+    return replace(state, runs=open_runs.fold(state.runs, event))
 
 
 def _evolve_caps(state: State, event: RunsCapped) -> State:
-    return replace(state, runs=runs.capped(state.runs, event))
+    return replace(state, runs=open_runs.capped(state.runs, event))
 
 
 def _evolve_system(state: State, event: SystemEvent) -> State:
@@ -198,7 +199,7 @@ class _Family(NamedTuple):
 
 _TENANT = _Family(_decide_tenant, lambda state, *asked: tenants.answer(state.tenant, *asked))
 _RUNS = _Family(_decide_runs, lambda state, _tenant, command, _now_us: runs.answer(state.runs, command))
-_CAPS = _Family(_decide_caps, lambda state, *_: runs.describe_caps(state.runs))
+_CAPS = _Family(_decide_caps, lambda state, *_: open_runs.describe_caps(state.runs))
 _SYSTEM = _Family(_decide_system, lambda state, _tenant, command, _now_us: systems.answer(state.system, command))
 _TOOLS = _Family(_decide_tools, lambda state, _tenant, command, _now_us: tool_calls.answer(state.tools, command))
 _FAMILIES: dict[type[DomainCommand | ReopenRun], _Family] = {

@@ -18,6 +18,7 @@ StepKind = Literal["tool", "function", "model", "signal", "timer", "child"]
 RunStatus = Literal[
     "running", "compensating", "blocked", "completed", "compensated", "cancelled", "timed_out", "failed"
 ]
+SAGA_MISSING = "saga_missing"  # why a run is blocked, where it is not for another reason
 ENDS: frozenset[RunStatus] = frozenset({"completed", "compensated", "cancelled", "timed_out", "failed"})
 
 
@@ -289,9 +290,12 @@ class RunReopened(RunEvent, frozen=True, tag="run.reopened.v1"):
 
 
 class RunBlocked(RunEvent, frozen=True, tag="run.blocked.v1"):
-    """The code that it needs is not there; it goes on by itself where that code is registered again."""
+    """The code that it needs is not there, or is not what the run has begun with (``code`` says which); it goes on by itself
+    where code that fits is registered again.
+    """
 
     reason: Personal
+    code: str = SAGA_MISSING
 
 
 class RunUnblocked(RunEvent, frozen=True, tag="run.unblocked.v1"):

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from actors.aggregate import State
-from actors.run.machine import WORK_KINDS, idempotency_key
+from actors.run.machine import idempotency_key
+from actors.run.open_runs import is_with_runners
 from actors.run.state import Run, Step
 from events.catalog import DomainEvent
 from events.errors import PlatformError
@@ -51,7 +52,7 @@ class Dispatcher:
             name = event.order.step if isinstance(event, StepScheduled) else event.step
             run = state.runs.open.get(event.run_id)
             step = run.steps.get(name) if run is not None else None
-            if run is not None and step is not None and _is_with_runners(step):
+            if run is not None and step is not None and is_with_runners(step):
                 self._start(tenant, state, [_item(tenant, run, step, again=isinstance(event, StepRequeued))], cipher)
 
     def activated(self, tenant: str, state: State, cipher: Cipher) -> None:
@@ -60,7 +61,7 @@ class Dispatcher:
             _item(tenant, run, step, again=True)
             for run in state.runs.open.values()
             for step in run.steps.values()
-            if _is_with_runners(step)
+            if is_with_runners(step)
         ]
         if items:
             self._start(tenant, state, items, cipher)
@@ -99,10 +100,6 @@ class Dispatcher:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-
-
-def _is_with_runners(step: Step) -> bool:
-    return step.status == "scheduled" and step.order is not None and step.order.kind in WORK_KINDS
 
 
 def _item(tenant: str, run: Run, step: Step, *, again: bool) -> WorkItem:

@@ -1,5 +1,5 @@
-"""A saga written as a plain async function. It is called again, from its first line, whenever its run is planned: calls
-that are in the run's history return what they returned then, the first ones that are not become the next steps.
+"""A saga written as a plain async function. Calls that are in the run's history return what they returned then, the first ones
+that are not become the next steps; where it waits for them it is held, and after a crash it is called again from its first line.
 
     @saga_function("refund", version=1, input=Refund)
     async def refund(flow: Flow, given: Refund) -> str:
@@ -15,6 +15,7 @@ So it may await nothing but the flow, and what it asks for may depend on its inp
 for something else than its history holds, the run is blocked with an error that names the difference.
 """
 
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any
 
@@ -111,16 +112,8 @@ class Flow:
         return Call(Begin(order, begin.args), leaf.undo)
 
 
+REPLAYS_KEPT_MAX = 1_024  # functions of runs, of each saga; the others are called anew when their run goes on
 SagaBody = Callable[[Flow, Any], Coroutine[Any, Any, Any]]
-
-
-class _Replay(msgspec.Struct):
-    """A saga function as far as the history takes it."""
-
-    seen: dict[str, Undo | None]
-    start: list[Begin]
-    output: bytes | None = None
-    failure: tuple[str, str] | None = None
 
 
 class FunctionSaga:
@@ -129,6 +122,7 @@ class FunctionSaga:
     ) -> None:
         self.name, self.version, self._body, self._input_type = name, version, body, input_type
         self.patches = check_patches(name, version, patches)
+        self._replays: OrderedDict[str, _Replay] = OrderedDict()
 
     def check_input(self, payload: bytes) -> None:
         try:
@@ -147,23 +141,22 @@ class FunctionSaga:
         return 0
 
     def has_undo(self, run: Run, step: str) -> bool:
-        return self._replay(run).seen.get(step) is not None
+        return self._replayed(run).seen.get(step) is not None
 
     def forward(self, run: Run) -> Plan:
-        replay = self._replay(run)
-        if replay.start:
-            missing = [name for name, step in run.steps.items() if name not in replay.seen and not _is_undo(step.order)]
-            if missing:
-                raise NondeterminismError(
-                    f"saga {self.name!r} version {self.version} now asks for {replay.start[0].order.step!r} where the run has "
-                    f"done {missing[0]!r}: its code has changed under the run, or it depends on something but its input"
-                )
-        return Plan(tuple(replay.start), (), replay.output, replay.failure)
+        replay = self._replayed(run)
+        start = tuple(call.begin for call in replay.waits_for if call.order.step not in run.steps)
+        if start and (missing := replay.missing(run)):
+            raise NondeterminismError(
+                f"saga {self.name!r} version {self.version} now asks for {start[0].order.step!r} where the run has "
+                f"done {missing!r}: its code has changed under the run, or it depends on something but its input"
+            )
+        return Plan(start, (), replay.output, replay.failure)
 
     def backward(self, run: Run) -> Plan:
         """The newest finished step first, one at a time."""
         view = View(run, self._input_type, {})
-        undos = self._replay(run).seen
+        undos = self._replayed(run).seen
         for name, _ in sorted(run.steps.items(), key=lambda item: item[1].finished, reverse=True):
             undo = undos.get(name)
             if undo is None or not must_undo(run, name, undo):
@@ -175,44 +168,88 @@ class FunctionSaga:
                 return Plan()
         return Plan()
 
-    def _replay(self, run: Run) -> _Replay:
-        replay = _Replay({}, [])
-        body = self._body(Flow(run.id), self._input(run.input))
-        results: tuple[Any, ...] | None = None
-        try:
-            while True:
-                calls = body.send(results)
-                if not isinstance(calls, tuple) or not all(isinstance(call, Call) for call in calls):
-                    raise NondeterminismError(f"saga {self.name!r} awaits {calls!r}: it may await only its flow")
-                results = self._results(run, calls, replay)
-                if results is None:
-                    return replay
-        except StopIteration as end:
-            replay.output = pack(end.value)
-        except StepFailedError as error:
-            replay.failure = (error.code, str(error))
-        finally:
-            body.close()
+    def _replayed(self, run: Run) -> "_Replay":
+        """The function as far as the run's history takes it: from where it was left when the run was planned last, or anew."""
+        replay = self._replays.pop(run.id, None)  # where what follows raises, it is no longer kept
+        if replay is None or run.finished >= max(1, 2 * replay.checked_at) or not replay.is_of(run):
+            given = self._input(run.input)
+            replay = _Replay(f"saga {self.name!r} version {self.version}", run, self._body, given)
+        replay.go_on(run)
+        self._replays[run.id] = replay
+        if len(self._replays) > REPLAYS_KEPT_MAX:
+            self._replays.popitem(last=False)
         return replay
 
-    def _results(self, run: Run, calls: tuple[Call, ...], replay: _Replay) -> tuple[Any, ...] | None:
-        """What the calls returned; None where some have not ended, or not begun."""
-        for call in calls:
-            name = call.order.step
-            if name in replay.seen:
-                raise NondeterminismError(f"saga {self.name!r} uses the step name {name!r} twice")
-            replay.seen[name] = call.undo
-            found = run.steps.get(name)
-            if found is None:
-                replay.start.append(call.begin)
-            elif _differs(found, call.begin):
-                raise NondeterminismError(
-                    f"saga {self.name!r} version {self.version} now calls {call.order.target!r} for step {name!r} with "
-                    f"other arguments than the run's history holds "
-                )
-        if not all(_has_ended(run.steps.get(call.order.step)) for call in calls):
+
+class _Replay:
+    """A saga function on its way through a run's history, held between two decisions where it waits.
+
+    That it is a cache changes nothing: it goes on only for a run that has the input and all the results which it was given. What
+    is not a function of those shows when it is called anew; that is done after 1, 2, 4, 8 … steps, so a run of n steps costs
+    at most 3n of them.
+    """
+
+    def __init__(self, title: str, run: Run, body: SagaBody, given: Any) -> None:
+        self._title, self._input = title, run.input
+        self._body = body(Flow(run.id), given)
+        self.seen: dict[str, Undo | None] = {}
+        self.taken: dict[str, Step] = {}  # steps whose results it was given
+        self.waits_for: tuple[Call, ...] = ()
+        self.output: bytes | None = None
+        self.failure: tuple[str, str] | None = None
+        self.checked_at = run.finished  # so many steps had finished when it was called
+        self._send(None)
+
+    def is_of(self, run: Run) -> bool:
+        """Whether the run has all that went into it: mostly the very same objects, so this is quick."""
+        return self._input == run.input and self.taken.items() <= run.steps.items()
+
+    def missing(self, run: Run) -> str | None:
+        """A step that the run has begun and the function has not asked for."""
+        begun = sum(name in run.steps for name in (call.order.step for call in self.waits_for)) + len(self.taken)
+        if begun == len(run.steps):  # as most often, and said at once
             return None
-        return tuple(_result(call.order.step, run) for call in calls)
+        return next(
+            (name for name, step in run.steps.items() if name not in self.seen and not _is_undo(step.order)), None
+        )
+
+    def go_on(self, run: Run) -> None:
+        """Until it waits for what has not ended, or is done. Raises NondeterminismError, and what the function raises."""
+        while self.waits_for:
+            for call in self.waits_for:
+                self._check(call, run)
+            names = [call.order.step for call in self.waits_for]
+            if not all(_has_ended(run.steps.get(name)) for name in names):
+                return
+            self.taken |= {name: run.steps[name] for name in names}
+            self._send(tuple(_result(name, run) for name in names))
+
+    def _check(self, call: Call, run: Run) -> None:
+        found = run.steps.get(call.order.step)
+        if found is not None and _differs(found, call.begin):
+            raise NondeterminismError(
+                f"{self._title} now calls {call.order.target!r} for step {call.order.step!r} with other arguments than the "
+                f"run's history holds"
+            )
+
+    def _send(self, results: tuple[Any, ...] | None) -> None:
+        self.waits_for = ()
+        try:
+            calls = self._body.send(results)
+        except StopIteration as end:
+            self.output = pack(end.value)
+            return
+        except StepFailedError as error:
+            self.failure = (error.code, str(error))
+            return
+        if not isinstance(calls, tuple) or not all(isinstance(call, Call) for call in calls):
+            self._body.close()
+            raise NondeterminismError(f"{self._title} awaits {calls!r}: it may await only its flow")
+        for call in calls:
+            if call.order.step in self.seen:
+                raise NondeterminismError(f"{self._title} uses the step name {call.order.step!r} twice")
+            self.seen[call.order.step] = call.undo
+        self.waits_for = calls
 
 
 def _has_ended(step: Step | None) -> bool:

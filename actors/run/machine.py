@@ -1,17 +1,18 @@
-"""A tenant's open runs: what becomes of a command to one, and what follows from it for the others. Pure.
+"""What becomes of a command to one of a tenant's runs, and what follows from it for the others. Pure.
 
 Whatever a step's end makes possible is decided together with it, in one append: the next steps, the parent's step of a
 finished child, the place in the queue that came free.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, assert_never
 
 import msgspec
 
 from actors.run import registry
 from actors.run.definition import Begin, NondeterminismError, Plan, Program
+from actors.run.open_runs import WORK_KINDS, Runs, capped, fold, step_due_us
 from actors.run.state import Run, Step, describe, evolve
 from events.errors import (
     AlreadyExistsError,
@@ -23,6 +24,7 @@ from events.errors import (
 )
 from events.run import (
     ENDS,
+    SAGA_MISSING,
     CancelRequested,
     CancelRun,
     CapRuns,
@@ -64,85 +66,7 @@ NAME_CHARS_MAX = 100
 SIGNALS_MAX = 1_000
 CHILD_DEPTH_MAX = 8
 FIRED_AT_ONCE_MAX = 500  # events of one append; what is left stays due
-STEPS_UNDER_WAY_MAX = 256
-STEPS_OF_TARGET_MAX = 64
 CAP_MAX, CAPPED_TARGETS_MAX = 10_000, 256
-# Work that nobody has answered for this long, beyond the step's own time-out, is handed out again.
-REQUEUE_AFTER_US = 120_000_000
-WORK_KINDS = ("tool", "function", "model")
-
-
-class Caps(msgspec.Struct, frozen=True):
-    """How many steps may be with runners at once; ``targets`` by name, the others at most ``target_max`` each."""
-
-    steps_max: int = STEPS_UNDER_WAY_MAX
-    target_max: int = STEPS_OF_TARGET_MAX
-    targets: Mapping[str, int] = {}
-
-    def of_target(self, target: str) -> int:
-        return self.targets.get(target, self.target_max)
-
-
-class Runs(msgspec.Struct, frozen=True):
-    """``open`` by id; runs that have ended are in the log only. ``under_way`` counts steps with runners by target, ``due``
-    says when something about a run is due by itself, for those where something is.
-    """
-
-    open: Mapping[str, Run] = {}
-    under_way: Mapping[str, int] = {}
-    due: Mapping[str, int] = {}
-    queued: tuple[tuple[int, str, str], ...] = ()  # (-priority, run, step), in the order they get their turn
-    caps: Caps = Caps()
-
-    @property
-    def next_timer_us(self) -> int:
-        return min(self.due.values(), default=0)
-
-
-def next_due_us(run: Run) -> int:
-    """When something about the run is due by itself; 0: never."""
-    times = [run.deadline_us] if run.deadline_us and run.failing is None else []
-    times += [due for _, step in run.under_way() if (due := _step_due_us(step))]
-    return min(times, default=0)
-
-
-def _step_due_us(step: Step) -> int:
-    order = step.order
-    if order is None or step.status == "queued":
-        return 0
-    if step.status == "retrying":
-        return max(1, step.due_us)
-    if order.kind == "timer" or (order.kind == "signal" and order.timeout_us):
-        return step.due_us + order.timeout_us
-    return step.due_us + order.timeout_us + REQUEUE_AFTER_US if order.kind in WORK_KINDS else 0
-
-
-def fold(runs: Runs, event: RunEvents) -> Runs:
-    """What is now true of a tenant's runs."""
-    before = runs.open.get(event.run_id, Run(id=event.run_id))
-    after = evolve(before, event)
-    opened = {**runs.open, event.run_id: after}
-    if isinstance(event, RunEnded):
-        del opened[event.run_id]
-    queued = runs.queued
-    if isinstance(event, StepQueued):
-        queued = tuple(sorted((*queued, (-after.priority, event.run_id, event.order.step)), key=lambda item: item[0]))
-    elif isinstance(event, StepScheduled | StepSkipped) and queued:
-        name = event.order.step if isinstance(event, StepScheduled) else event.step
-        queued = tuple(item for item in queued if item[1:] != (event.run_id, name))
-    due_us = 0 if isinstance(event, RunEnded) else next_due_us(after)
-    return Runs(
-        opened,
-        _count(runs.under_way, before, after, event),
-        _with_due(runs.due, event.run_id, due_us),
-        queued,
-        runs.caps,
-    )
-
-
-def capped(runs: Runs, event: RunsCapped) -> Runs:
-    caps = Caps(event.steps_max or STEPS_UNDER_WAY_MAX, event.target_max or STEPS_OF_TARGET_MAX, event.targets)
-    return msgspec.structs.replace(runs, caps=caps)
 
 
 def cap(runs: Runs, command: CapRuns, now_us: int) -> list[RunEvents | RunsCapped]:
@@ -163,43 +87,6 @@ def cap(runs: Runs, command: CapRuns, now_us: int) -> list[RunEvents | RunsCappe
     turn = _Turn(after, now_us)
     turn.fill_room()
     return [event, *turn.events]
-
-
-def describe_caps(runs: Runs) -> dict[str, Any]:
-    return {
-        "steps_max": runs.caps.steps_max,
-        "target_max": runs.caps.target_max,
-        "targets": dict(runs.caps.targets),
-        "under_way": dict(runs.under_way),
-        "queued": len(runs.queued),
-    }
-
-
-def _with_due(due: Mapping[str, int], run_id: str, due_us: int) -> Mapping[str, int]:
-    if due.get(run_id, 0) == due_us:
-        return due
-    if due_us:
-        return {**due, run_id: due_us}
-    return {other: at_us for other, at_us in due.items() if other != run_id}
-
-
-def _count(under_way: Mapping[str, int], before: Run, after: Run, event: RunEvents) -> Mapping[str, int]:
-    """``under_way`` after the event: steps come and go with runners."""
-    name = event.order.step if isinstance(event, StepScheduled) else getattr(event, "step", None)
-    if name is None:
-        return under_way
-    was, now = before.steps.get(name), after.steps.get(name)
-    change = _is_working(now) - _is_working(was)
-    order = now.order if now is not None else None
-    if not change or order is None:
-        return under_way
-    count = under_way.get(order.target, 0) + change
-    rest = {target: number for target, number in under_way.items() if target != order.target}
-    return {**rest, order.target: count} if count else rest
-
-
-def _is_working(step: Step | None) -> bool:
-    return step is not None and step.status == "scheduled" and step.order is not None and step.order.kind in WORK_KINDS
 
 
 def decide(runs: Runs, command: RunCommand, now_us: int) -> list[RunEvents]:
@@ -243,11 +130,11 @@ def reopen(run: Run, now_us: int) -> list[RunEvents]:
 def fire_timers(runs: Runs, now_us: int, events_max: int = FIRED_AT_ONCE_MAX) -> list[RunEvents]:
     """What is due by itself: retries, time-outs, timers, deadlines. As much as fits into one append."""
     turn = _Turn(runs, now_us)
-    for run_id, due_us in runs.due.items():
-        if due_us <= now_us and run_id in turn.runs.open:
-            turn.fire(run_id)
-        if len(turn.events) >= events_max:
+    for due_us, run_id in runs.due:
+        if due_us > now_us or len(turn.events) >= events_max:
             break
+        if run_id in turn.runs.open:
+            turn.fire(run_id)
     return turn.events
 
 
@@ -261,9 +148,8 @@ def follow(runs: Runs, run_id: str, now_us: int) -> list[RunEvents]:
 def resume(runs: Runs, now_us: int) -> list[RunEvents]:
     """What a tenant does when it is activated: runs whose code has come back go on."""
     turn = _Turn(runs, now_us)
-    for run_id, run in runs.open.items():
-        if run.status == "blocked":
-            turn.advance(run_id)
+    for run_id in sorted(run_id for run_id, run in runs.open.items() if run.status == "blocked"):
+        turn.advance(run_id)
     return turn.events
 
 
@@ -272,8 +158,11 @@ def run_of(command: ReopenRun) -> Run:
 
 
 def answer(runs: Runs, command: RunCommand | ReopenRun) -> dict[str, Any]:
+    """Of a query the whole run. Of a command, whose answer is kept for days, only where it stands; no status where it has ended."""
     run = runs.open.get(command.run_id)
-    return describe(run) if run is not None else {"id": command.run_id}
+    if run is None:
+        return {"id": command.run_id}
+    return describe(run) if isinstance(command, DescribeRun) else {"id": run.id, "status": run.status}
 
 
 def backoff_us(rule: RetryRule, attempt: int, run_id: str, step: str) -> int:
@@ -381,7 +270,7 @@ class _Turn:
         if run.deadline_us and run.failing is None and run.deadline_us <= self.now_us:
             self.emit(RunFailing(run_id, "timed_out", "the run took longer than it may", "timed_out"))
         for name, step in list(run.under_way()):
-            due_us = _step_due_us(step)
+            due_us = step_due_us(step)
             if due_us and due_us <= self.now_us:
                 self._fire_step(run_id, name, step)
         self.advance(run_id)
@@ -411,7 +300,7 @@ class _Turn:
             try:
                 self._advance_once(self.runs.open[run_id], program)
             except NondeterminismError as error:
-                self.emit(RunBlocked(run_id, str(error)))
+                self.emit(RunBlocked(run_id, str(error), error.code))
                 return
             except Exception as error:  # noqa: BLE001 - the saga's own functions: their defect is that run's failure
                 self._fail_run(run_id, "saga_failed", f"{type(error).__name__}: {error}")
@@ -425,7 +314,7 @@ class _Turn:
             program = patch or registry.find(run.saga, run.version)
         except registry.UnknownSagaError as error:
             if run.status != "blocked":
-                self.emit(RunBlocked(run.id, str(error)))
+                self.emit(RunBlocked(run.id, str(error), SAGA_MISSING))
             return None
         if run.status == "blocked":
             self.emit(RunUnblocked(run.id))
@@ -442,9 +331,9 @@ class _Turn:
                     self._succeed(run_id, name, found, self.now_us - step.due_us, Used())
 
     def _advance_once(self, run: Run, program: Program) -> None:
-        if run.failing is None and (broken := _failed_step(run)) is not None:
-            name, step = broken
-            self.emit(RunFailing(run.id, step.code, f"step {name!r}: {step.message}", "compensated"))
+        if run.failing is None and run.broken:
+            step = run.steps[run.broken]
+            self.emit(RunFailing(run.id, step.code, f"step {run.broken!r}: {step.message}", "compensated"))
             return
         if run.failing is None:
             self._go_on(run, program)
@@ -523,16 +412,12 @@ class _Turn:
 
     def _start_step(self, run_id: str, begin: Begin) -> None:
         order = begin.order
-        if order.kind in WORK_KINDS and not order.undoes and not self._has_room(order.target):
+        if order.kind in WORK_KINDS and not order.undoes and not self.runs.has_room(order.target):
             self.emit(StepQueued(run_id, order, begin.args))
             return
         self._schedule(run_id, begin, 1)
         if order.kind == "child":
             self._start_child(run_id, begin)
-
-    def _has_room(self, target: str) -> bool:
-        under_way, caps = self.runs.under_way, self.runs.caps
-        return under_way.get(target, 0) < caps.of_target(target) and sum(under_way.values()) < caps.steps_max
 
     def _schedule(self, run_id: str, begin: Begin, attempt: int) -> None:
         self.emit(StepScheduled(run_id, begin.order, begin.args, attempt, self.now_us))
@@ -588,9 +473,11 @@ class _Turn:
     def fill_room(self) -> None:
         """Steps that waited for room get what came free, by priority, then by age."""
         for _, run_id, name in self.runs.queued:
+            if self.runs.is_full:
+                return
             step = self.runs.open[run_id].steps[name]
             assert step.order is not None
-            if self._has_room(step.order.target):
+            if self.runs.has_room(step.order.target):
                 self._schedule(run_id, Begin(step.order, step.args), 1)
 
     def _end(self, run: Run, status: RunStatus, output: bytes = b"", message: str = "") -> None:
@@ -617,12 +504,6 @@ _decode_run = msgspec.msgpack.Decoder(Run).decode
 
 def child_id(parent: str, step: str) -> str:
     return f"{parent}/{step}"
-
-
-def _failed_step(run: Run) -> tuple[str, Step] | None:
-    return next(
-        ((name, step) for name, step in run.steps.items() if step.status == "failed" and not step.is_done), None
-    )
 
 
 def _check_name(what: str, text: str) -> None:

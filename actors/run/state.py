@@ -94,9 +94,12 @@ class Run(msgspec.Struct, frozen=True):
     message: str = ""
     used: Used = Used()
     finished: int = 0
+    active: tuple[str, ...] = ()  # names of its steps under way, of which a long run has few
+    broken: str = ""  # the first step that failed for good and that it can't do without
+    blocked_code: str = ""
 
     def under_way(self) -> Iterator[tuple[str, Step]]:
-        return ((name, step) for name, step in self.steps.items() if step.is_under_way)
+        return ((name, self.steps[name]) for name in self.active)
 
     def result(self, step: str) -> Any:
         """A finished step's result as plain data. Raises KeyError where it has none."""
@@ -153,10 +156,10 @@ def evolve(run: Run, event: RunEvents) -> Run:
             return _put(run, name, replace(run.steps[name], status="stuck"))
         case RunReopened():
             return _evolve_reopened(run, event)
-        case RunBlocked(reason=reason):
-            return replace(run, status="blocked", blocked=reason)
+        case RunBlocked(reason=reason, code=code):
+            return replace(run, status="blocked", blocked=reason, blocked_code=code)
         case RunUnblocked():
-            return replace(run, status="compensating" if run.failing else "running", blocked="")
+            return replace(run, status="compensating" if run.failing else "running", blocked="", blocked_code="")
         case RunPatched(version=version):
             return replace(run, version=version)
         case RunEnded():
@@ -181,6 +184,8 @@ def _evolve_failed(run: Run, event: StepFailed) -> Run:
         used=_sum(before.used, event.used),
     )
     run = msgspec.structs.replace(run, used=_sum(run.used, event.used))
+    if not run.broken and not failed.is_under_way and not failed.is_done:
+        run = msgspec.structs.replace(run, broken=event.step)
     return _put(run, event.step, failed)
 
 
@@ -192,14 +197,18 @@ def _evolve_reopened(run: Run, event: RunReopened) -> Run:
     for name in event.steps:
         before = steps.get(name, Step("failed"))
         steps[name] = replace(before, status="retrying", due_us=0, forgiven=before.attempt)
-    run = replace(run, steps=steps, ended_us=0, deadline_us=0)
+    active = tuple(name for name, step in steps.items() if step.is_under_way)
+    run = replace(run, steps=steps, active=active, broken="", ended_us=0, deadline_us=0)
     if event.is_forward:
         return replace(run, status="running", failing=None, code="", message="")
     return replace(run, status="compensating")
 
 
 def _put(run: Run, name: str, step: Step) -> Run:
-    return msgspec.structs.replace(run, steps={**run.steps, name: step})
+    active = run.active
+    if step.is_under_way != (name in active):
+        active = (*active, name) if step.is_under_way else tuple(other for other in active if other != name)
+    return msgspec.structs.replace(run, steps={**run.steps, name: step}, active=active)
 
 
 def _finish(run: Run, name: str, step: Step, used: Used) -> Run:
@@ -230,7 +239,7 @@ def describe(run: Run) -> dict[str, Any]:
     """What an application sees: ``{id, saga, status, steps: [{name, status, attempts, …}], output?, error?}``."""
     error = {"error": {"code": run.code, "message": run.message}} if run.code else {}
     if run.blocked:
-        error = {"error": {"code": "saga_missing", "message": run.blocked}}
+        error = {"error": {"code": run.blocked_code, "message": run.blocked}}
     return {
         "id": run.id,
         "saga": run.saga,

@@ -8,8 +8,8 @@ import pytest
 
 from actors.aggregate import State
 from actors.history import state_at
-from actors.run import machine
-from actors.run.machine import Runs
+from actors.run import machine, open_runs
+from actors.run.open_runs import Runs
 from events.catalog import DomainEvent
 from events.codec import CURRENT_TAGS, GENESIS, decode_record, event_type
 from events.errors import ChainBrokenError
@@ -110,7 +110,7 @@ def test_todays_code_has_nothing_to_add_to_a_recorded_run(path: Path) -> None:
     runs, events = Runs(), events_of([line.entry for line in history.lines], history.cipher)
     for at, (line, event) in enumerate(zip(history.lines, events, strict=True)):
         if isinstance(event, RunEvent):
-            runs = machine.fold(runs, event)
+            runs = open_runs.fold(runs, event)
         if at + 1 < len(events) and command_of(history.lines[at + 1]) == command_of(line):
             continue
         for run_id in runs.open:

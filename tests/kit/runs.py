@@ -5,8 +5,8 @@ from typing import Any
 
 import msgspec
 
-from actors.run import machine
-from actors.run.machine import Runs
+from actors.run import machine, open_runs
+from actors.run.open_runs import Runs
 from actors.run.state import Run
 from events.run import (
     CancelRun,
@@ -40,7 +40,7 @@ class Lab:
     def take(self, events: list[RunEvents]) -> list[RunEvents]:
         for event in events:
             seen: RunEvents = _decode(msgspec.msgpack.encode(event))
-            self.runs = machine.fold(self.runs, seen)
+            self.runs = open_runs.fold(self.runs, seen)
             self.history.append(seen)
             if isinstance(seen, StepScheduled) and seen.order.kind in ("tool", "function", "model"):
                 self.todo.append(seen)

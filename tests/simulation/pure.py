@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
-from actors.run import dispatcher, machine
-from actors.run.machine import Runs
+from actors.run import dispatcher, machine, open_runs
+from actors.run.open_runs import Runs
 from events.errors import Refusal
 from events.run import (
     CancelRun,
@@ -108,10 +108,10 @@ class World:
         if self.runs is None:
             self.runs = Runs()
             for wire in self._wire:
-                self.runs = machine.fold(self.runs, _decode(wire))
+                self.runs = open_runs.fold(self.runs, _decode(wire))
             for run in self.runs.open.values():
                 for step in run.steps.values():
-                    if dispatcher._is_with_runners(step):
+                    if open_runs.is_with_runners(step):
                         self._put(dispatcher._item(TENANT, run, step, again=True))
         return self.runs
 
@@ -128,7 +128,7 @@ class World:
             seen: RunEvents = _decode(wire)
             self._wire.append(wire)
             self.log.append(Placed(len(self._wire), self.now_us, seen))
-            self.runs = machine.fold(self.runs, seen)
+            self.runs = open_runs.fold(self.runs, seen)
         if events:
             self._remember(command_id)
         self._wake_in_time()
@@ -147,7 +147,7 @@ class World:
         for event in events:
             if isinstance(event, StepScheduled | StepRequeued) and (run := runs.open.get(event.run_id)):
                 step = run.steps[event.order.step if isinstance(event, StepScheduled) else event.step]
-                if dispatcher._is_with_runners(step):
+                if open_runs.is_with_runners(step):
                     self._put(dispatcher._item(TENANT, run, step, again=isinstance(event, StepRequeued)))
 
     def _wake_in_time(self) -> None:
@@ -240,7 +240,7 @@ class HandsOutFirst(World):
         runs = self.runs
         assert runs is not None
         for event in events:
-            runs = machine.fold(runs, event)
+            runs = open_runs.fold(runs, event)
         self._hand_out(runs, events)
         return super()._append(events, command_id)
 

@@ -6,9 +6,24 @@ from typing import Any
 import msgspec
 import pytest
 
-from actors.run import Child, Parallel, Retry, Saga, Sequential, Signal, Step, Timer, Undo, machine, register, registry
+from actors.run import (
+    Child,
+    Parallel,
+    Retry,
+    Saga,
+    Sequential,
+    Signal,
+    Step,
+    Timer,
+    Undo,
+    machine,
+    open_runs,
+    register,
+    registry,
+)
 from actors.run.definition import Node
-from actors.run.machine import REQUEUE_AFTER_US, STEPS_OF_TARGET_MAX, backoff_us
+from actors.run.machine import backoff_us
+from actors.run.open_runs import REQUEUE_AFTER_US, STEPS_OF_TARGET_MAX
 from events.errors import InvalidCommandError, NotFoundError, RunClosedError
 from events.run import (
     CapRuns,
@@ -69,7 +84,7 @@ def test_steps_follow_each_other_and_groups_go_side_by_side() -> None:
     assert msgspec.msgpack.decode(lab.work("ship").args) == ["r1", "c1"]
     lab.finish("ship", "parcel")
     assert (lab.run().status, lab.output()) == ("completed", {"shipped": "parcel"})
-    assert lab.runs.open == {}
+    assert not lab.runs.open
     assert lab.runs.under_way == {}
 
 
@@ -239,13 +254,13 @@ def test_cancelling_undoes_and_reaches_children() -> None:
     lab.start(saga(Step("a", tool="t", undo=undo("a")), Child("kid", saga=child), Step("z", tool="t")))
     lab.finish("a")
     lab.finish("c1")
-    assert lab.runs.open.keys() == {"r", "r/kid"}
+    assert set(lab.runs.open) == {"r", "r/kid"}
     lab.cancel()
     lab.finish("undo:c1")
     assert lab.run("r/kid").status == "cancelled"
     lab.finish("undo:a")
     assert lab.run().status == "cancelled"
-    assert lab.runs.open == {}
+    assert not lab.runs.open
 
 
 def test_a_childs_output_is_its_steps_result_and_its_failure_the_steps() -> None:
@@ -412,17 +427,17 @@ def test_steps_beyond_the_cap_wait_and_the_most_urgent_goes_first() -> None:
 
 def test_caps_of_a_tenants_own_hold_and_what_waited_begins_when_they_are_raised() -> None:
     lab = Lab()
-    lab.runs = machine.capped(lab.runs, RunsCapped(3, 0, {"t": 1}))
+    lab.runs = open_runs.capped(lab.runs, RunsCapped(3, 0, {"t": 1}))
     for tool in ("t", "u"):
         for number in range(3):
             lab.start(saga(Step("a", tool=tool)), run_id=f"{tool}{number}")
     assert [item.run_id for item in lab.todo] == ["t0", "u0", "u1"], "one of t, and three in all"
     event, *begun = machine.cap(lab.runs, CapRuns(5, 0, {"t": 2}), lab.now_us)
     assert event == RunsCapped(5, 0, {"t": 2})
-    lab.runs = machine.capped(lab.runs, event)
+    lab.runs = open_runs.capped(lab.runs, event)
     lab.take([each for each in begun if isinstance(each, StepScheduled)])
     assert [item.run_id for item in lab.todo] == ["t0", "u0", "u1", "t1", "u2"]
-    assert machine.describe_caps(lab.runs)["queued"] == 1
+    assert open_runs.describe_caps(lab.runs)["queued"] == 1
     assert machine.cap(lab.runs, CapRuns(5, 0, {"t": 2}), lab.now_us) == [], "as it is already"
     with pytest.raises(InvalidCommandError, match="without runners nothing would run"):
         machine.cap(lab.runs, CapRuns(5, 0, {"t": 0}), lab.now_us)
@@ -480,4 +495,4 @@ def test_finished_runs_cost_no_memory() -> None:
     for number in range(100):
         lab.start(name, run_id=f"r{number}")
         lab.finish("a")
-    assert lab.runs == machine.Runs()
+    assert lab.runs == open_runs.Runs()

@@ -7,9 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from actors.run import Retry, Undo
+from actors.run import Retry, Undo, machine
 from actors.run.function import Flow, SagaBody, StepFailedError, saga_function
+from actors.run.state import describe
 from events.errors import InvalidCommandError
+from events.run import FinishStep, StepScheduled, pack
 from tests.kit.runs import Lab
 
 ONCE = Retry(1)
@@ -136,3 +138,71 @@ def test_what_was_done_before_it_waited_is_undone_when_it_is_cancelled(wait: str
     assert lab.names() == ["undo:pay"]
     lab.finish("undo:pay")
     assert lab.run().status == "cancelled"
+
+
+def counting(steps: int) -> tuple[SagaBody, list[int]]:
+    """A function of so many steps, and how often it has come to one."""
+    came = [0]
+
+    async def body(flow: Flow, _given: Any) -> int:
+        total = 0
+        for number in range(steps):
+            came[0] += 1
+            total += await flow.tool(f"s{number}", "t")
+        return total
+
+    return body, came
+
+
+def test_a_long_run_costs_its_function_a_few_times_its_steps_and_not_their_square() -> None:
+    steps = 2_000
+    body, came = counting(steps)
+    lab = Lab()
+    lab.start(saga(body))
+    for number in range(steps):
+        lab.finish(f"s{number}", 1)
+    assert (lab.run().status, lab.output()) == ("completed", steps)
+    assert steps < came[0] <= 4 * steps
+
+
+def test_a_function_that_is_held_goes_on_only_for_the_history_that_it_was_given() -> None:
+    """What was decided and then not written is as if it had never been: the log may go another way."""
+
+    async def body(flow: Flow, _given: Any) -> Any:
+        first = await flow.tool("a", "t")
+        return [first, await flow.tool("b", "t", {"of": first})]
+
+    lab, name = Lab(), saga(body)
+    lab.start(name)
+    lost = machine.decide(lab.runs, FinishStep("r", "a", 1, pack("lost"), 1), lab.now_us)
+    assert any(isinstance(event, StepScheduled) for event in lost)
+    lab.finish("a", "kept")
+    lab.finish("b", "done")
+    assert lab.output() == ["kept", "done"]
+
+
+def test_two_runs_of_one_id_are_told_apart_by_what_they_were_given() -> None:
+    async def body(flow: Flow, given: str) -> Any:
+        return [given, await flow.tool("a", "t", given)]
+
+    name = saga(body)
+    labs = {given: Lab() for given in ("one", "other")}  # two tenants of one process
+    for given, lab in labs.items():
+        lab.start(name, given)
+    for given, lab in labs.items():
+        lab.finish("a", given)
+        assert lab.output() == [given, given]
+
+
+def test_why_a_run_is_blocked_is_said_by_its_code() -> None:
+    names = ["a"]
+
+    async def body(flow: Flow, _given: Any) -> None:
+        for name in names:
+            await flow.tool(name, "t")
+
+    lab = Lab()
+    lab.start(saga(body))
+    names[:] = ["c"]
+    lab.finish("a")
+    assert describe(lab.run())["error"]["code"] == "nondeterministic"
