@@ -106,7 +106,8 @@ def connect(url: str, *, db: int | None = None, timeout_s: float = 5.0, connecti
             url = parts._replace(path=f"/{db}").geturl()
         # waits for a connection where the usual pool would raise: more callers than connections are no error
         client = Redis.from_pool(BlockingConnectionPool.from_url(url, timeout=timeout_s, **options))
-    client.set_response_callback("XRANGE", _as_it_came)  # its own makes a dictionary of each entry
+    for name in ("XRANGE", "XREAD"):  # their own make a dictionary of each entry
+        client.set_response_callback(name, _as_it_came)
     return client
 
 
@@ -213,6 +214,7 @@ class ValkeyEventStore:
         self._is_cluster = isinstance(client, RedisCluster)
         # pages of a replay would hold up the short calls behind them
         self._calls, self._pages = open_link(client), open_link(client)
+        self._tails: list[Link] = []  # that nobody waits on: a blocking read has its connection to itself
 
     async def open(self) -> None:
         """Load the function library and check that the store was created with this layout.
@@ -242,7 +244,7 @@ class ValkeyEventStore:
         return incarnation
 
     async def close(self) -> None:
-        for link in (self._calls, self._pages):
+        for link in (self._calls, self._pages, *self._tails):
             if link is not None:
                 await link.close()
         await self._client.aclose()
@@ -428,7 +430,7 @@ class ValkeyEventStore:
         return sorted(name.decode() for name in await self._call("", "SMEMBERS", f"{slice_tag(slice_number)}:tenants"))
 
     async def newest_cursors(self, slices: Sequence[int]) -> dict[int, str]:
-        calls = [["XREVRANGE", f"{slice_tag(number)}:appends", "+", "-", "COUNT", 1] for number in slices]
+        calls = [["XREVRANGE", _appends_key(number), "+", "-", "COUNT", 1] for number in slices]
         cursors = {}
         for number, rows in zip(slices, await self._send(calls), strict=True):
             if isinstance(rows, Exception):
@@ -439,17 +441,32 @@ class ValkeyEventStore:
     async def tail(self, cursors: dict[int, str], block_ms: int) -> dict[int, list[Pointer]]:
         if self._is_cluster:
             return await self._tail_cluster(cursors, block_ms)
-        keys = [f"{slice_tag(number)}:appends" for number in cursors]
-        call = self._call(
-            "", "XREAD", "COUNT", TAIL_POINTERS_MAX, "BLOCK", block_ms, "STREAMS", *keys, *cursors.values()
-        )
-        answer = await cancellable(call)
+        keys = map(_appends_key, cursors)
+        args = ("XREAD", "COUNT", TAIL_POINTERS_MAX, "BLOCK", block_ms, "STREAMS", *keys, *cursors.values())
+        link = self._tails.pop() if self._tails else open_link(self._client)
+        if link is None:
+            answer = await cancellable(self._call("", *args))
+        else:
+            answer = await self._tail_over(link, args)
         return dict(_pointers(key, rows) for key, rows in answer or [])
+
+    async def _tail_over(self, link: Link, args: Command) -> Any:
+        """Who is cancelled leaves a read on the wire that the next one would wait for: that connection is closed."""
+        is_answered = False
+        try:
+            answer = await self._one(link, "", *args)
+            is_answered = True
+            return answer
+        finally:
+            if is_answered:
+                self._tails.append(link)
+            else:
+                await link.close()
 
     async def _tail_cluster(self, cursors: dict[int, str], block_ms: int) -> dict[int, list[Pointer]]:
         """Slices lie in different slots there, and one blocking read can't wait for several: ask all, and again."""
         calls = [
-            ["XREAD", "COUNT", TAIL_POINTERS_MAX, "STREAMS", f"{slice_tag(number)}:appends", cursor]
+            ["XREAD", "COUNT", TAIL_POINTERS_MAX, "STREAMS", _appends_key(number), cursor]
             for number, cursor in cursors.items()
         ]
         ends = time.monotonic() + block_ms / 1000
@@ -530,6 +547,11 @@ class ValkeyEventStore:
             raise translate(error, tenant, 0) from error
 
 
+@lru_cache(maxsize=SLICE_COUNT)
+def _appends_key(slice_number: int) -> str:
+    return f"{slice_tag(slice_number)}:appends"
+
+
 @lru_cache(maxsize=10_000)
 def _append_keys(tenant: str) -> tuple[str, ...]:
     tag = slice_tag(slice_of(tenant))
@@ -586,8 +608,9 @@ def _positions(request: Append) -> list[tuple[str, int, bytes]]:
     return [(stream, before[stream], b"".join(found)) for stream, found in places.items()]
 
 
-def _pointers(key: bytes, rows: Sequence[tuple[bytes, dict[bytes, bytes]]]) -> tuple[int, list[Pointer]]:
-    return int(key[2:5]), [Pointer(row.decode(), fields[b"t"].decode(), int(fields[b"p"])) for row, fields in rows]
+def _pointers(key: bytes, rows: Sequence[tuple[bytes, list[bytes]]]) -> tuple[int, list[Pointer]]:
+    """Of a slice's entries: fields ``t``, tenant, and ``p``, position."""
+    return int(key[2:5]), [Pointer(row.decode(), fields[1].decode(), int(fields[3])) for row, fields in rows]
 
 
 def _events_of(row: tuple[bytes, list[bytes]]) -> list[StoredEvent]:

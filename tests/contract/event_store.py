@@ -40,6 +40,7 @@ from events.store import (
     Known,
     Snapshot,
 )
+from events.tasks import end_tasks
 from tests.kit.factories import NOW_US, append_request, entries, record, reserved
 
 # By each of two writers: `TENANTRY_INTERLEAVED_APPENDS=100000 uv run pytest tests/contract -k interleaved_writers` for all.
@@ -331,6 +332,16 @@ class EventStoreContract(StoreContract):
         await asyncio.sleep(0)
         await store.append(append_request(tenant, epoch=epoch))
         assert (await waiting)[number][0].tenant == tenant
+
+    async def test_a_follower_that_was_cancelled_is_nobody_else_s_wait(self, store: EventStore, tenant: str) -> None:
+        """It may have left a blocking read behind; the next one is answered all the same, and so are two at once."""
+        number = slice_of(tenant)
+        cursors = await store.newest_cursors([number])
+        waiting = asyncio.create_task(store.tail(cursors, 4_500))
+        await store.claim(tenant)  # by now it waits
+        await end_tasks(waiting)
+        async with asyncio.timeout(4):
+            assert not any(await asyncio.gather(store.tail(cursors, 10), store.tail(cursors, 10)))
 
     async def test_timers_are_set_kept_and_cleared_with_the_append(self, store: EventStore, tenant: str) -> None:
         epoch = (await store.claim(tenant)).epoch
