@@ -70,9 +70,13 @@ class Puller:
         consumer: str,
         on_delivery: Callable[[Delivery], None],
         room: Callable[[], int],
+        *,
+        is_shared: bool = False,
     ) -> None:
-        """``room`` says how many more messages may come; call ``look`` when there is more of it again."""
-        self._bus, self._on_delivery, self._room = bus, on_delivery, room
+        """``room`` says how many more messages may come; call ``look`` when there is more of it again. ``is_shared``: others pull
+        from the consumer, too, so its numbers are no sign of what got lost: that comes again when the consumer's patience is over.
+        """
+        self._bus, self._on_delivery, self._room, self._is_shared = bus, on_delivery, room, is_shared
         self._subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
         self._wanted = 0  # of the requests under way
         self._number = 0
@@ -102,7 +106,8 @@ class Puller:
         raise BrokenPullError(self._broken)
 
     def look(self) -> None:
-        self._news.set()
+        if self._wanted < _BATCH // 2:
+            self._news.set()
 
     def _ask(self, inbox: str) -> None:
         more = min(_BATCH, self._room()) - self._wanted
@@ -140,7 +145,7 @@ class Puller:
 
     def _deliver(self, subject: bytes, data: bytes, reply: str, headers: bytes) -> None:
         delivered, sequence, number, stored_ns = _numbers(reply)
-        if number != self._number + 1:
+        if number != self._number + 1 and not self._is_shared:
             self._break(f"delivery {number} came after {self._number}: those between got lost")
             return
         self._number, self._wanted = number, self._wanted - 1
@@ -148,8 +153,7 @@ class Puller:
         self._on_delivery(
             Delivery(self._bus, subject.decode(), data, headers, reply, sequence, delivered, number, stored_ns // 1_000)
         )
-        if self._wanted < _BATCH // 2:
-            self._news.set()
+        self.look()
 
     def _break(self, why: str) -> None:
         self._broken = self._broken or why

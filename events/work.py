@@ -5,19 +5,18 @@ attempt waits or runs, handing it out again changes nothing, for however long th
 """
 
 import hashlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable
+from contextlib import suppress
 
 import msgspec
-from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
-from nats.errors import TimeoutError as NatsTimeoutError
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
-from nats.js.errors import APIError, BadRequestError, NotFoundError
+from nats.js.errors import BadRequestError
 
-from events.bus import Bus
+from events.bus import Bus, NoOneListensError
 from events.errors import BusUnavailableError
+from events.pull import BrokenPullError, Delivery, Puller
 from events.run import StepOrder
 from events.streams import count_messages, purge_messages
 
@@ -66,38 +65,50 @@ def work_subject(tenant: str, item: WorkItem) -> str:
     return f"work.{item.order.kind}.{tenant}.{attempt}"
 
 
+class _PutError(msgspec.Struct, frozen=True):
+    err_code: int = 0
+    description: str = ""
+
+
+class _PutAnswer(msgspec.Struct, frozen=True):
+    """What JetStream says of a message: where it is, or why it is not."""
+
+    error: _PutError | None = None
+
+
+_decode_put_answer = msgspec.json.Decoder(_PutAnswer).decode
+
+
 class Taken:
-    """A message that is ours until it is acknowledged, or until ``ACK_WAIT_S`` after the last ``hold``."""
+    """A message that is ours until it is acknowledged, or until ``ACK_WAIT_S`` after the last ``hold``. What is said about it is
+    best effort: where it gets lost, the message comes again, and whoever gets it finds that the step is finished.
+    """
 
-    def __init__(self, raw: Msg) -> None:
-        self._raw = raw
-        self.message: Message = _decode(raw.data)
-        self.is_redelivered = raw.metadata.num_delivered > 1
+    def __init__(self, delivery: Delivery) -> None:
+        self._delivery = delivery
+        self.message: Message = _decode(delivery.data)
+        self.is_redelivered = delivery.delivered > 1
 
-    async def done(self) -> None:
-        await _quietly(self._raw.ack())
+    def done(self) -> None:
+        with suppress(BusUnavailableError):
+            self._delivery.acknowledge()
 
-    async def hold(self) -> None:
-        await _quietly(self._raw.in_progress())
+    def hold(self) -> None:
+        with suppress(BusUnavailableError):
+            self._delivery.keep()
 
-    async def give_back(self, delay_s: float) -> None:
-        await _quietly(self._raw.nak(delay=delay_s))
-
-
-async def _quietly(call: Any) -> None:
-    """A lost acknowledgement means a redelivery, which finds that the step is finished."""
-    try:
-        await call
-    except (NatsError, OSError):
-        return
+    def give_back(self, delay_s: float) -> None:
+        with suppress(BusUnavailableError):
+            self._delivery.give_back(delay_s)
 
 
 class WorkQueue:
     """Every method raises BusUnavailableError where the broker does not answer or can't do it now."""
 
     def __init__(self, bus: Bus) -> None:
+        self._bus = bus
         self._jetstream: JetStreamContext = bus.jetstream()
-        self._pulling: JetStreamContext.PullSubscription | None = None
+        self._puller: Puller | None = None
 
     async def prepare(self) -> None:
         """Make the stream and its consumer, or give them today's configuration. Safe to repeat, and by several at once."""
@@ -131,26 +142,27 @@ class WorkQueue:
     async def put(self, subject: str, message: Message) -> None:
         """Returns when it is in the queue, or was already."""
         try:
-            await self._jetstream.publish(subject, _encode(message), timeout=_TIMEOUT_S)
-        except APIError as error:
-            if error.err_code != _SUBJECT_IS_TAKEN:
-                raise BusUnavailableError(str(error)) from error
-        except (NatsError, OSError, TimeoutError) as error:
+            answer = _decode_put_answer(await self._bus.request(subject, _encode(message), _TIMEOUT_S))
+        except NoOneListensError as error:
+            raise BusUnavailableError("the work queue is not there") from error
+        except (TimeoutError, msgspec.DecodeError) as error:
+            raise BusUnavailableError(f"{type(error).__name__}: {error}") from error
+        if answer.error is not None and answer.error.err_code != _SUBJECT_IS_TAKEN:
+            raise BusUnavailableError(answer.error.description)
+
+    async def pull(self, take: Callable[[Taken], None], room: Callable[[], int]) -> None:
+        """Until cancelled: hand each message to ``take`` as it comes, never more than there is ``room`` for; ``look`` says that
+        there is room again. Several may pull: each message goes to one of them.
+        """
+        self._puller = Puller(self._bus, STREAM, CONSUMER, lambda found: take(Taken(found)), room, is_shared=True)
+        try:
+            await self._puller.run()
+        except (BrokenPullError, NatsError, OSError) as error:
             raise BusUnavailableError(f"{type(error).__name__}: {error}") from error
 
-    async def take(self, count: int, wait_s: float) -> Sequence[Taken]:
-        """Up to ``count`` messages, as soon as there is one; none after ``wait_s``."""
-        try:
-            if self._pulling is None:
-                self._pulling = await self._jetstream.pull_subscribe_bind(CONSUMER, STREAM)
-            return [Taken(raw) for raw in await self._pulling.fetch(count, timeout=wait_s)]
-        except (TimeoutError, NatsTimeoutError):
-            return []
-        except NotFoundError as error:
-            self._pulling = None
-            raise BusUnavailableError("the work queue is not there") from error
-        except (NatsError, OSError) as error:
-            raise BusUnavailableError(f"{type(error).__name__}: {error}") from error
+    def look(self) -> None:
+        if self._puller is not None:
+            self._puller.look()
 
     async def count(self, tenant: str) -> int:
         """How many steps of a tenant wait or are in a runner's hands."""

@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 
 STEPS_AT_ONCE = 64
 _HELD_MAX = 512  # more than run at once: so a runner can be fair between those that wait
-_TAKE_WAIT_S = 5.0
 _RETRY_S = 0.5
 _TELL_PATIENCE_S = 300.0
 _decode_item = msgspec.msgpack.Decoder(WorkItem).decode
@@ -83,10 +82,11 @@ class Runner:
         self._running: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._is_draining = False
+        self._taking: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._take())
+            self._taking = group.create_task(self._take())
             group.create_task(self._hold())
             group.create_task(self._start())
 
@@ -94,31 +94,29 @@ class Runner:
         """Take nothing more; give back what has not begun; return when what has begun is told."""
         self._is_draining = True
         self._changed.set()
+        if self._taking is not None:
+            self._taking.cancel()
+            await asyncio.wait((self._taking,))
         while len(self._waiting):
             taken = self._waiting.pop()
             self._held.discard(taken)
-            await taken.give_back(0.0)
+            taken.give_back(0.0)
         if self._running:
             await asyncio.wait(self._running)
 
     async def _take(self) -> None:
-        while not self._is_draining:
-            room = min(100, _HELD_MAX - len(self._held))
-            if room <= 0:
-                await self._change()
-                continue
+        while True:
             try:
-                found = await self._queue.take(room, _TAKE_WAIT_S)
+                await self._queue.pull(self._keep, lambda: _HELD_MAX - len(self._held))
             except PlatformError as error:
                 log.warning("runner.take_retried: %s", error)
-                await asyncio.sleep(_RETRY_S)  # back-off; only asking again tells
-                continue
-            for taken in found:
-                self._held.add(taken)
-                message = taken.message
-                self._waiting.push(message.tenant, taken, priority=message.priority, weight=message.weight)
-            if found:
-                self._changed.set()
+            await asyncio.sleep(_RETRY_S)  # back-off; only asking again tells
+
+    def _keep(self, taken: Taken) -> None:
+        self._held.add(taken)
+        message = taken.message
+        self._waiting.push(message.tenant, taken, priority=message.priority, weight=message.weight)
+        self._changed.set()
 
     async def _change(self) -> None:
         self._changed.clear()
@@ -129,7 +127,7 @@ class Runner:
         while True:
             await asyncio.sleep(ACK_WAIT_S / 3)  # the beat itself
             for taken in list(self._held):
-                await taken.hold()
+                taken.hold()
 
     async def _start(self) -> None:
         while not self._is_draining:
@@ -153,12 +151,13 @@ class Runner:
             item = await self._open(taken)
             if item is not None and (not item.again or await self._is_wanted(item)):
                 await self._carry_out(item)
-            await taken.done()
+            taken.done()
         except PlatformError as error:
             log.warning("runner.step_given_back tenant=%s: %s", taken.message.tenant, error)
-            await taken.give_back(_RETRY_S)
+            taken.give_back(_RETRY_S)
         finally:
             self._held.discard(taken)
+            self._queue.look()
 
     async def _open(self, taken: Taken) -> WorkItem | None:
         """None: its tenant was erased."""

@@ -176,7 +176,7 @@ async def _measure(rows: Sequence[str], stage: Stage) -> list[dict[str, Any]]:
     pairs = {row: Pairs(row, say) for row in rows}
     try:
         with stage.working():
-            await Asker(bus).ask(TENANT, CreateTenant("Bench", "pro"), actor="bench")
+            await Asker(bus).ask(TENANT, CreateTenant("Bench", "free"), actor="bench")
             for _ in range(_REPEATS):
                 if pairs.keys() & {"run_throughput", "run_steps"}:
                     mine, theirs = await ours.throughput(), (await dbos.run("throughput"))["per_second"]

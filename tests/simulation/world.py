@@ -4,6 +4,7 @@ import asyncio
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from random import Random
 from typing import Any, cast
 
@@ -214,14 +215,14 @@ class Taken:
         self._queue, self._subject, self._entry = queue, subject, entry
         self.message, self.is_redelivered = entry.message, entry.deliveries > 1
 
-    async def done(self) -> None:
+    def done(self) -> None:
         if not self._queue.faults.happens("acknowledgement_lost"):
             self._queue.remove(self._subject, self._entry)
 
-    async def hold(self) -> None:
+    def hold(self) -> None:
         self._queue.hide(self._entry, ACK_WAIT_S)
 
-    async def give_back(self, delay_s: float) -> None:
+    def give_back(self, delay_s: float) -> None:
         self._queue.hide(self._entry, delay_s)
 
 
@@ -249,19 +250,19 @@ class Queue:
         entry.visible_s = asyncio.get_running_loop().time() + seconds
         self._changed.set()
 
-    async def take(self, count: int, wait_s: float) -> list[Taken]:
+    async def pull(self, take: Callable[[Taken], None], room: Callable[[], int]) -> None:
         loop = asyncio.get_running_loop()
-        ends_s = loop.time() + wait_s
-        while not (ready := self._ready(loop.time())[:count]):
-            next_s = min((entry.visible_s for entry in self.entries.values()), default=ends_s)
+        while True:
+            for subject in self._ready(loop.time())[: max(0, room())]:
+                take(self._give(subject))
             self._changed.clear()
-            try:
-                async with asyncio.timeout_at(min(max(next_s, loop.time()), ends_s)):
+            hidden = [entry.visible_s for entry in self.entries.values() if entry.visible_s > loop.time()]
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(min(hidden, default=None)):
                     await self._changed.wait()
-            except TimeoutError:
-                if loop.time() >= ends_s:
-                    return []
-        return [self._give(subject) for subject in ready]
+
+    def look(self) -> None:
+        self._changed.set()
 
     def _ready(self, now_s: float) -> list[str]:
         ready = [subject for subject, entry in self.entries.items() if entry.visible_s <= now_s]
