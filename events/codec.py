@@ -4,14 +4,14 @@ A log entry is two byte strings: the record (MessagePack) and its hash, ``SHA-25
 covers the stored bytes themselves, so a log can be verified without knowing what its events mean.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import sha256
 from typing import Any
 
 import msgspec
 
 from events.catalog import DomainEvent
-from events.errors import IntegrityError, UnknownEventError
+from events.errors import ChainBrokenError, IntegrityError, UnknownEventError
 from events.messages import Event, personal_fields
 from events.sealing import Cipher, is_sealed, open_value, seal_value
 
@@ -175,6 +175,17 @@ _PERSONAL = {kind: frozenset(fields) for kind in DomainEvent.__args__ if (fields
 
 def next_hash(previous: bytes, record: bytes) -> bytes:
     return sha256(previous + record).digest()
+
+
+def check_chain(tenant: str, previous: bytes, first_position: int, events: Sequence[StoredEvent]) -> bytes:
+    """The hash of the last event. Raises ChainBrokenError at the first that does not follow."""
+    for expected, event in enumerate(events, first_position):
+        if event.position != expected:
+            raise ChainBrokenError(tenant, expected, f"missing; the next event has position {event.position}")
+        previous = next_hash(previous, event.record)
+        if event.hash != previous:
+            raise ChainBrokenError(tenant, expected, "its hash does not follow from its bytes and the hash before")
+    return previous
 
 
 def chain(previous: bytes, records: Iterable[Record]) -> list[Entry]:

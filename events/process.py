@@ -26,7 +26,7 @@ class Connections(msgspec.Struct, frozen=True):
 
 
 # Called in the actor's own process with the name it goes by on the bus. Handed in, so that actors and projections know
-# nothing of settings, and only serve/bootstrap.py opens connections.
+# nothing of settings, and only serve/bootstrap/ opens connections.
 Connect = Callable[[str], Awaitable[Connections]]
 
 

@@ -43,6 +43,11 @@ async def scan(
             await asyncio.wait([reading])
 
 
+async def read_range(store: EventStore, tenant: str, after_position: int, through: int) -> list[StoredEvent]:
+    """All events of a range. Raises ChainBrokenError where the log ends before it."""
+    return [event async for page in scan(store, tenant, after_position, through) for event in page]
+
+
 def _gap(tenant: str, after_position: int, through: int | None, page: list[StoredEvent]) -> ChainBrokenError:
     for expected, event in enumerate(page, after_position + 1):
         if event.position != expected:

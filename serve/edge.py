@@ -105,6 +105,8 @@ def serve_environment(run_dir: Path, metrics_port: int, fallback_port: int) -> d
         # After a reload the old HAProxy keeps its open streams this long, and its idle connections a moment.
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "600",
         "RAY_SERVE_HAPROXY_CLOSE_SPREAD_TIME_S": "2",
+        # 5 s by default: where many processes start at once on few cores a proxy needs longer, and would be killed for it.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         # 30 s by default, on every stop and redeploy: HAProxy knows of a leaving replica after a tenth of a second.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1",

@@ -4,12 +4,13 @@ A part that keeps data of tenants somewhere else adds its place to ``PLACES``. B
 that was cut short is simply asked for again.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable
 from typing import Protocol
 
 import msgspec
 
-from events.archive import Archive, SegmentReader
+from events.archive import Archive
 from events.catalog import DomainEvent
 from events.codec import StoredEvent, decode_record
 from events.deltas import Deltas
@@ -123,10 +124,16 @@ class ArchivePlace:
             return True, "there is none"
         tally, segments = Tally(), await Archive(services.settings.archive_url).segments(tenant)
         for segment in segments:
-            for page in SegmentReader(segment.path):
-                tally.add(page)
+            await asyncio.to_thread(_count_segment, tally, segment.path)
         ok, detail = tally.verdict
         return ok, f"{len(segments)} segments: {detail}" if segments else "it holds nothing of the tenant"
+
+
+def _count_segment(tally: Tally, path: str) -> None:
+    from events.segments import SegmentReader  # noqa: PLC0415 - pyarrow, and erasures are rare
+
+    for page in SegmentReader(path):
+        tally.add(page)
 
 
 class StorePlace:

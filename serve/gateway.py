@@ -19,12 +19,22 @@ from events.dead_letters import DeadLetters
 from events.errors import KeyRefusedError, PlatformError
 from events.inbox import Inbox
 from events.tell import Teller
-from serve import bootstrap, openapi
+from serve import openapi
 from serve.admin import commands, keyed_writes, router
 from serve.admin.routes import POSITION_MAX, Svc
 from serve.answer_cache import AnswerCache
 from serve.asgi import Receive, Scope, Send, header
 from serve.auth import Authenticator, KnownTenants, bearer
+from serve.bootstrap.connections import (
+    keys_of,
+    open_bus,
+    open_outcomes,
+    open_read_models,
+    open_resilience,
+    open_store,
+    open_vault,
+)
+from serve.bootstrap.gateway import open_cached_answers, open_doors, open_keyed_answers
 from serve.chat import ModelEndpoint
 from serve.command_route import CommandTable
 from serve.doors import OwnDoor
@@ -164,8 +174,8 @@ class Gateway:
 
     async def _open(self) -> tuple[FastAPI, ModelEndpoint]:
         settings = Settings.from_environment()
-        store = await bootstrap.open_store(settings)
-        bus = await bootstrap.open_bus(settings, "gateway")
+        store = await open_store(settings)
+        bus = await open_bus(settings, "gateway")
         asker = MeasuredAsker(bus, self._metrics)
         tenants = KnownTenants(store)
         authenticator = Authenticator(
@@ -173,15 +183,15 @@ class Gateway:
         )
         await authenticator.follow_revocations(bus)
         model_client = ModelClient(settings.call_timeout_s, UpstreamObserver(self._metrics))
-        vault = await bootstrap.open_vault(settings)
-        keys = bootstrap.keys_of(settings, vault)
-        models = await bootstrap.open_read_models(settings, keys)
-        doors = bootstrap.open_doors(settings)
-        resilience = await bootstrap.open_resilience(bus, "gateway")
+        vault = await open_vault(settings)
+        keys = keys_of(settings, vault)
+        models = await open_read_models(settings, keys)
+        doors = open_doors(settings)
+        resilience = await open_resilience(bus, "gateway")
         tools = Tools(asker, Registry(tool_configs(settings.models), build=shared_pipelines(resilience)))
         app = build_app(settings.body_bytes_max)
-        inbox, outcomes = Inbox(bus, settings.tell_queue_max), bootstrap.open_outcomes(settings)
-        keyed_answers, cached_answers = bootstrap.open_keyed_answers(settings), bootstrap.open_cached_answers(settings)
+        inbox, outcomes = Inbox(bus, settings.tell_queue_max), open_outcomes(settings)
+        keyed_answers, cached_answers = open_keyed_answers(settings), open_cached_answers(settings)
         once = Once(keyed_answers, keys, settings.pepper)
         app.state.resilience = resilience
         self._metrics.watch(resilience)

@@ -3,12 +3,15 @@
 import logging
 import math
 import secrets
+from typing import TYPE_CHECKING
 
 import msgspec
-from fastapi.exceptions import RequestValidationError
 
 from actors.tools.errors import ToolError, ToolRefusedError
 from events.errors import BusUnavailableError, PlatformError, StoreUnavailableError, TransientError
+
+if TYPE_CHECKING:
+    from fastapi.exceptions import RequestValidationError  # runners know these errors, and serve nothing
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +102,7 @@ def _tool_http_error(error: ToolError) -> HttpError:
     return HttpError(status, error.code, error.message, retry_after_s=error.retry_after_s, should_retry=should_retry)
 
 
-def invalid(error: RequestValidationError) -> HttpError:
+def invalid(error: "RequestValidationError") -> HttpError:
     """What is wrong with the first field that is, and which it is."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"][1:])

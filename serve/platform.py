@@ -231,11 +231,13 @@ class Platform:
             else:
                 address = ray_runtime.start_ray(run_dir, environment)
             stack.callback(ray_runtime.stop_ray)
-        # these import ray.serve, which reads its environment then
-        from serve import app, bootstrap  # noqa: PLC0415
-
         with self._step("the actors and the gateway"):
-            wait_for_actors = bootstrap.start_actors(settings)
+            ray_runtime.start_serve(LOOPBACK, port)
+            from serve.bootstrap.actors import start_actors  # noqa: PLC0415 - loads Ray, and what follows while it starts
+
+            wait_for_actors = start_actors(settings)
+            from serve import app  # noqa: PLC0415 - loads ray.serve, which reads its environment then
+
             app.deploy_gateway(port)
             wait_for_actors()
         return address

@@ -118,15 +118,18 @@ def run_application(
     """
     import ray  # noqa: PLC0415 - reads the environment
     from ray import serve as ray_serve  # noqa: PLC0415
+    from ray.serve._private.client import ServeControllerClient  # noqa: PLC0415
+    from ray.serve.context import _set_global_client  # noqa: PLC0415
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    proxies = _start_serve(host, port) if _serve_controller() is None else []
+    controller = start_serve(host, port)
+    _set_global_client(ServeControllerClient(controller))  # type: ignore[no-untyped-call]
+    proxies = [proxy.ready.remote() for proxy in dict(ray.get(controller.get_proxies.remote())).values()]
     target = ray_serve.RunTarget(application, name=name, route_prefix="/", logging_config=_QUIET)
     ray_serve.run_many([target], wait_for_applications_running=False)
     deadline = time.monotonic() + timeout_s
     while True:
-        if proxies:
-            ray.get(ray.wait(proxies, num_returns=len(proxies), timeout=0)[0])  # raises what went wrong there
+        ray.get(ray.wait(proxies, num_returns=len(proxies), timeout=0)[0])  # raises what went wrong there
         state = ray_serve.status().applications[name]
         if state.status == "RUNNING" and _answers(host, port, ready_path):  # until then the one before may answer
             return
@@ -138,18 +141,24 @@ def run_application(
         time.sleep(0.03)  # Serve's status can only be asked for
 
 
-def _start_serve(host: str, port: int) -> list[Any]:
-    """Start Serve without waiting for it; returns a reference for each proxy that is resolved when it is ready."""
-    from ray.serve._private import api  # noqa: PLC0415 - reads the environment
-    from ray.serve._private.client import ServeControllerClient  # noqa: PLC0415
-    from ray.serve.context import _set_global_client  # noqa: PLC0415
+def start_serve(host: str, port: int) -> Any:
+    """The handle of Serve's controller: of the one that runs, or of one that starts now, without waiting for it.
 
-    options = api._coerce_controller_options(None)  # noqa: SLF001
-    controller, proxies = api._create_controller_and_proxy_refs(  # noqa: SLF001
-        {"host": host, "port": port}, None, _QUIET, None, options
+    Ask for it before other actors are started: replica and proxies only begin once the controller runs.
+    """
+    if (running := _serve_controller()) is not None:
+        return running
+    from ray.serve._private.default_impl import get_controller_impl  # noqa: PLC0415 - reads the environment
+    from ray.serve.config import HTTPOptions, gRPCOptions  # noqa: PLC0415
+    from ray.serve.schema import LoggingConfig  # noqa: PLC0415
+
+    return get_controller_impl().remote(
+        http_options=HTTPOptions(host=host, port=port),
+        grpc_options=gRPCOptions(),
+        global_logging_config=LoggingConfig(**_QUIET),
+        proxy_location=None,
+        global_tracing_config=None,
     )
-    _set_global_client(ServeControllerClient(controller))  # type: ignore[no-untyped-call]
-    return proxies
 
 
 def _serve_controller() -> Any | None:

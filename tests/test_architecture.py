@@ -106,3 +106,22 @@ def test_the_command_line_loads_nothing_that_takes_long() -> None:
     program = f"import sys, serve.cli.main; print(*sorted({heavy!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize(
+    ("module", "never"),
+    [
+        (
+            "actors",
+            {"fastapi", "pyarrow", "numpy"},
+        ),  # its driver starts a dozen processes, and must not be their bottleneck
+        ("connections", {"fastapi", "pyarrow", "numpy", "uvicorn"}),
+        ("runner", {"fastapi", "pyarrow", "numpy", "uvicorn"}),
+        ("gateway", {"pyarrow", "numpy"}),
+    ],
+)
+def test_a_process_loads_only_what_it_works_with(module: str, never: set[str]) -> None:
+    """A dozen of them start side by side with the platform, and compete for the same cores."""
+    program = f"import sys, serve.bootstrap.{module}; print(*sorted({never!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

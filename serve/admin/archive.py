@@ -7,9 +7,10 @@ import msgspec
 from fastapi import Query, Request, Response
 from pydantic import BaseModel
 
-from events.archive import Archive, archive_log, import_events
+from events.archive import Archive, archive_log
 from events.codec import StoredEvent
 from events.errors import InvalidCommandError, NotFoundError
+from events.importing import import_events
 from events.slices import TENANT_ID
 from serve.admin.routes import POSITION_MAX, Svc, head_position, keyed_writes, router, stamp_position
 from serve.http_errors import HttpError

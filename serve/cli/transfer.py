@@ -8,6 +8,7 @@ import typer
 
 from events.codec import GENESIS, StoredEvent
 from events.errors import ChainBrokenError
+from events.importing import import_batches
 from serve.cli.options import DEFAULT_DATA_DIR, DataDirOption, JsonOption, TenantArgument
 from serve.cli.output import Progress, print_json
 from serve.client import AdminClient
@@ -26,7 +27,7 @@ def export_tenant(
 
     The file holds every event as it was written, and proves itself: `tenantry import` refuses one that was changed.
     """
-    from events.archive import SegmentWriter  # noqa: PLC0415 - pyarrow: half a second that no other command is to wait
+    from events.segments import SegmentWriter  # noqa: PLC0415 - pyarrow: half a second that no other command is to wait
 
     client, progress = AdminClient.find(data_dir), Progress(f"exporting {tenant}")
     at = 0
@@ -57,7 +58,7 @@ def import_tenant(
 
     The file is verified to the last event before anything is sent. Read models follow by themselves.
     """
-    from events.archive import import_batches, open_export  # noqa: PLC0415 - as above
+    from events.segments import open_export  # noqa: PLC0415 - as above
 
     client, reader = AdminClient.find(data_dir), open_export(str(file.absolute()))
     progress = Progress(f"importing {reader.tenant}")

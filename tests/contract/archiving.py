@@ -10,14 +10,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from events.archive import Archive, archive_log, export_log, import_log, read_range
+from events.archive import Archive, archive_log
 from events.codec import GENESIS, StoredEvent, chain
 from events.errors import AlreadyExistsError, ChainBrokenError, IntegrityError, NotFoundError
 from events.memory_store import MemoryEventStore
+from events.scan import read_range
 from events.store import Append, EventStore
 from events.verify import verify
 from tests.contract.event_store import StoreContract
 from tests.kit.factories import append_request, record, reserved
+from tests.kit.logs import export_log, import_log
 
 
 async def filled(store: EventStore, tenant: str, count: int) -> list[StoredEvent]:

@@ -28,7 +28,7 @@ import json, sys, ray
 from actors.shard import Limits
 from actors.tenant_actor import TenantActor
 from events.process import NAMESPACE, detached_actor
-from serve.bootstrap import open_connections
+from serve.bootstrap.connections import open_connections
 from serve.ray_runtime import connect_ray
 connect_ray(sys.argv[1])
 for name in sys.argv[2:]:

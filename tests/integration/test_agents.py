@@ -26,7 +26,7 @@ from events.run import ENDS, StartRun, pack
 from events.valkey_store import ValkeyEventStore
 from events.work import WorkItem, WorkQueue
 from examples import research  # noqa: F401 - declares the sagas that two of the tests run
-from serve.bootstrap import open_runner
+from serve.bootstrap.runner import open_runner
 from tests.kit.cli import Cli
 from tests.kit.gateway import TEXT, World
 from tests.kit.upstream import asks
