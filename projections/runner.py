@@ -39,6 +39,13 @@ _PAGES_SHARED = 4
 _BLOCK_MS = 2_000  # well below the time-out of a client's reads, 5 s
 _RETRY_FIRST_S, _RETRY_MAX_S = 0.1, 2.0
 _HEALTHY_AFTER_S = 10.0
+# KEYS model, indexes; ARGV a field and what it must hold, the member, the fields of its row
+_DROP_ROW = """
+if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
+for i = 4, #ARGV do redis.call('HDEL', KEYS[1], ARGV[i]) end
+for i = 2, #KEYS do redis.call('ZREM', KEYS[i], ARGV[3]) end
+return 1
+"""
 # A busy tenant then costs a page per 50 ms instead of one per append; whoever waits for a figure waits that longer.
 _GATHER_S = 0.05
 
@@ -122,6 +129,24 @@ class ReadModels:
             "HMGET", model_key(projection.name, projection.generation, tenant), *fields
         )
         return found
+
+    async def drop_row(
+        self,
+        projection: Projection,
+        tenant: str,
+        fields: Sequence[str],
+        member: str,
+        indexes: Sequence[str],
+        as_read: tuple[str, bytes],
+    ) -> bool:
+        """Take a row out of the model, and its member out of indexes, in one step. False: the field of ``as_read`` holds something
+        else by now, and nothing was changed.
+        """
+        keys = [
+            model_key(projection.name, projection.generation, tenant),
+            *(index_key(projection.name, projection.generation, tenant, name) for name in indexes),
+        ]
+        return bool(await self._call("EVAL", _DROP_ROW, len(keys), *keys, *as_read, member, *fields))
 
     async def count(self, projection: Projection, tenant: str, index: str) -> int:
         return int(await self._call("ZCARD", index_key(projection.name, projection.generation, tenant, index)))

@@ -53,6 +53,17 @@ class Began(msgspec.Struct, frozen=True, array_like=True):
     tags: dict[str, str] = {}
 
 
+class _Reopened(msgspec.Struct, frozen=True):
+    """What a row takes from the run that ``RunReopened`` brings along."""
+
+    saga: str
+    version: int
+    started_us: int
+    priority: int = 0
+    forked_from: str = ""
+    tags: dict[str, str] = {}
+
+
 class Standing(msgspec.Struct, frozen=True, array_like=True):
     status: RunStatus
     ended_us: int = 0
@@ -92,6 +103,10 @@ def status_index(status: str) -> str:
     return f"status:{status}"
 
 
+def standing_field(run_id: str) -> str:
+    return f"s|{run_id}"
+
+
 def saga_index(saga: str) -> str:
     return f"saga:{saga}"
 
@@ -121,9 +136,9 @@ def _row(event: RunEvent) -> list[Write]:
         case RunFailing(code=code):
             return [Put(f"c|{run_id}", code.encode()), *_standing(run_id, Standing("compensating"))]
         case RunReopened(is_forward=True):
-            return [Put(f"c|{run_id}", b""), *_standing(run_id, Standing("running"))]
+            return [*_listed_again(event), Put(f"c|{run_id}", b""), *_standing(run_id, Standing("running"))]
         case RunReopened():
-            return _standing(run_id, Standing("compensating"))
+            return [*_listed_again(event), *_standing(run_id, Standing("compensating"))]
         case RunBlocked():
             return [Put(f"x|{run_id}", b"1"), Rank(BLOCKED, run_id, like=ALL)]
         case RunUnblocked():
@@ -137,12 +152,24 @@ def _row(event: RunEvent) -> list[Write]:
 
 def _begun(event: RunStarted) -> list[Write]:
     began = Began(event.saga, event.version, event.started_us, event.priority, event.forked_from, dict(event.tags))
+    return [*_listed(event.run_id, began), *_standing(event.run_id, Standing("running"))]
+
+
+def _listed(run_id: str, began: Began) -> list[Write]:
     return [
-        Put(f"b|{event.run_id}", msgspec.msgpack.encode(began)),
-        Rank(ALL, event.run_id, event.started_us),
-        Rank(saga_index(event.saga), event.run_id, event.started_us),
-        *_standing(event.run_id, Standing("running")),
+        Put(f"b|{run_id}", msgspec.msgpack.encode(began)),
+        Rank(ALL, run_id, began.started_us),
+        Rank(saga_index(began.saga), run_id, began.started_us),
     ]
+
+
+def _listed_again(event: RunReopened) -> list[Write]:
+    """Its row may have been dropped since it ended (``projections.retention``); what it had cost by then is not in the new one."""
+    if not event.run:  # of an erased tenant
+        return []
+    was = msgspec.msgpack.decode(event.run, type=_Reopened)
+    began = Began(was.saga, was.version, was.started_us, was.priority, was.forked_from, was.tags)
+    return _listed(event.run_id, began)
 
 
 def _standing(run_id: str, standing: Standing) -> list[Write]:
@@ -151,7 +178,7 @@ def _standing(run_id: str, standing: Standing) -> list[Write]:
     """
     left = ENDS if standing.status in _OPEN and standing.ended_us == 0 else ()
     return [
-        Put(f"s|{run_id}", msgspec.msgpack.encode(standing)),
+        Put(standing_field(run_id), msgspec.msgpack.encode(standing)),
         *(Unrank(status_index(status), run_id) for status in (*_OPEN, *sorted(left)) if status != standing.status),
         Rank(status_index(standing.status), run_id, like=ALL),
     ]

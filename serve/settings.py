@@ -199,6 +199,7 @@ class Settings(BaseModel, frozen=True, extra="forbid"):
     sagas: str = ""  # modules that declare sagas and step functions, separated by commas
     runners: PositiveInt = 1  # actors that carry out steps of runs
     steps_at_once: PositiveInt = 64  # per runner
+    runs_listed_days: PositiveFloat = 30.0  # after its end a run leaves the list; the log keeps it
     agent_turns_max: PositiveInt = 100  # ceilings of an agent run; of the next three, 0 is none
     agent_tokens_max: NonNegativeInt = 0
     agent_cost_usd_max: Annotated[str, AfterValidator(_money)] = "0"

@@ -14,6 +14,8 @@ from serve.bootstrap.connections import open_archiver, open_connections, open_mo
 from serve.bootstrap.runner import open_runner
 from serve.settings import Settings
 
+_DAY_US = 24 * 3600 * 1_000_000
+
 
 def start_actors(settings: Settings) -> Callable[[], None]:
     """Start the actors of a deployment on the Ray cluster this process is connected to, or find those that run. The
@@ -24,7 +26,7 @@ def start_actors(settings: Settings) -> Callable[[], None]:
     start_relays(open_relay, settings.relays)
     start_runners(open_runner, settings.runners)
     start_shared_supervisors(open_connections)
-    start_projections(open_connections, open_models, range(SLICE_COUNT))
+    start_projections(open_connections, open_models, range(SLICE_COUNT), round(settings.runs_listed_days * _DAY_US))
     if settings.archive_url:
         start_archiver(open_archiver, settings.archive_period_s)
     return wait_until_listening

@@ -6,12 +6,16 @@ import httpx
 
 from actors.run import Saga, Signal, Step, Undo, register
 from actors.run.definition import Retry
+from events.clock import SystemClock
 from events.keys import Keys
 from events.run import CancelRun, FailStep, FinishStep, RetryRun, SignalRun, StartRun, pack
-from events.valkey_store import connect
+from events.slices import slice_of
+from events.valkey_store import ValkeyEventStore, connect
+from projections.retention import RunRetention
 from projections.runner import ReadModels
 from projections.runs import RunsProjection
 from tests.kit.cli import Cli
+from tests.kit.clock import ManualClock
 from tests.kit.gateway import World
 from tests.kit.servers import Servers
 
@@ -19,6 +23,7 @@ BACK = Undo(function="list-undo", retry=Retry(attempts=1))
 STEPS = (Step("do", function="list-do", undo=BACK, retry=Retry(attempts=1)), Signal("go"))
 register(Saga("list-a", steps=STEPS))
 register(Saga("list-b", steps=STEPS))
+register(Saga("list-c", steps=(Step("do", function="list-do", retry=Retry(attempts=1)),)))
 
 
 async def prepared(world: World) -> None:
@@ -107,6 +112,34 @@ async def test_an_operator_caps_a_tenants_steps(world: World, cli: Cli) -> None:
     assert (await cli("runs", "caps", world.tenant, "--reset"))["queued"] == 0
     run = (await world.admin.get(f"/tenants/{world.tenant}/runs/late")).json()
     assert run["steps"][0]["status"] == "scheduled"
+
+
+async def test_a_run_leaves_the_list_some_time_after_its_end_and_comes_back_when_it_is_tried_again(
+    world: World, servers: Servers, keys: Keys
+) -> None:
+    await prepared(world)
+    await world.asker.ask(world.tenant, StartRun("failed", "list-c", pack(None)), actor="test")
+    await world.asker.ask(world.tenant, FailStep("failed", "do", 1, "gone", "", False, 1), actor="test")
+    store, models = ValkeyEventStore(connect(servers.valkey_url)), ReadModels(connect(servers.valkey_url, db=1), keys)
+
+    async def listed(**query: str) -> list[str]:
+        rows = (await world.admin.get(f"/tenants/{world.tenant}/runs", params=query)).json()["data"]
+        return [row["id"] for row in rows]
+
+    assert await listed() == ["failed", "open", "stuck", "cut", "done"]
+    slices, day_us = [slice_of(world.tenant)], 24 * 3600 * 1_000_000
+    now_us = SystemClock().now_us()
+    await RunRetention(store, models, ManualClock(now_us + 29 * day_us), slices, 30 * day_us).sweep()
+    assert len(await listed()) == 5, "not yet"
+    await RunRetention(store, models, ManualClock(now_us + 31 * day_us), slices, 30 * day_us).sweep()
+    assert await listed() == ["open", "stuck"]
+    assert await listed(status="completed") == await listed(saga="list-c") == []
+    assert (await world.admin.get(f"/tenants/{world.tenant}/runs/done")).json()["status"] == "completed"
+    await world.asker.ask(world.tenant, RetryRun("failed"), actor="test")
+    assert await listed() == ["failed", "open", "stuck"]
+    assert await listed(saga="list-c") == ["failed"]
+    await models.close()
+    await store.close()
 
 
 async def test_a_list_is_erased_with_its_tenant(world: World, servers: Servers, keys: Keys) -> None:
