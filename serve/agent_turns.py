@@ -41,15 +41,16 @@ class AgentTurns:
     def __init__(self, read_run: ReadRun, objects: ObjectArea, tools: Registry) -> None:
         self._read_run, self._objects, self._tools = read_run, objects, tools
 
-    async def request(self, item: WorkItem, turn: int) -> dict[str, Any]:
-        """The fields of a chat completion request but for the model."""
+    async def request(self, item: WorkItem, turn: int) -> tuple[dict[str, Any], int | None]:
+        """The fields of a chat completion request but for the model; and what the turn may cost in nano-USD, None: any."""
         run = await self._read_run(item.tenant, item.run_id)
         spec = AgentProgram.spec(run.input)
         messages = [await self._whole(item.tenant, message) for message in conversation(run, turn)]
         request: dict[str, Any] = {"messages": messages, "max_tokens": _output_tokens(run, spec)}
         if spec.tools:
             request["tools"] = [self._described(tool, item.tenant) for tool in spec.tools]
-        return request
+        ceiling = spec.limits.cost_nano_usd
+        return request, max(0, ceiling - run.used.cost_nano_usd) if ceiling else None
 
     async def is_allowed(self, item: WorkItem) -> bool:
         """Whether a person has allowed this very call. Only agents need that: a saga's author has chosen the tool."""

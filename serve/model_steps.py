@@ -8,6 +8,7 @@ key; where it does not, the operator pays for the server's second answer.
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Mapping
 from contextlib import aclosing
 from typing import Any
@@ -22,18 +23,17 @@ from actors.tools.errors import ToolError
 from actors.tools.model import Assembled, ModelClient
 from actors.tools.usage_meter import Tokens, UsageMeter
 from events.deltas import Delta, Deltas
-from events.envelope import Ok
 from events.errors import CommandIdReusedError, CommandRefusedError, PlatformError
 from events.ids import derived_id
 from events.run import Used
 from events.sealing import Cipher
-from events.tenant import TokenPrice
 from events.work import WorkItem
 from serve.agent_turns import AgentTurns
+from serve.allowance import list_prices
 from serve.booking import NOTHING, Booking, Bookings, used_when_failed, used_when_left
 from serve.chat_request import Call, parse_chat
 from serve.http_errors import HttpError
-from serve.routing import Routing
+from serve.routing import Hop, Routing, may_go_elsewhere
 from serve.settings import Model
 
 log = logging.getLogger(__name__)
@@ -57,23 +57,122 @@ class ModelSteps:
         ciphers: Ciphers,
     ) -> None:
         self._models, self._bookings, self._client, self._routing = dict(models), bookings, client, routing
+        self._list_prices = list_prices(models.values())
         self._turns, self._deltas, self._ciphers = turns, deltas, ciphers
 
     async def __call__(self, item: WorkItem, args: Any) -> Done:
         """
         Raises:
             StepFailure: The request, the tenant's budget, a limit; nothing was called.
-            ToolError, PolicyRefusal: Of the model's server.
+            ToolError, PolicyRefusal: Of the model's server, the last one where several were tried.
         """
         is_agent = item.saga == AGENT
-        given = await self._turns.request(item, args["turn"]) if is_agent else _given(args)
-        call = self._parsed(item, given)
-        choice, used = await self._paid(item, call)
+        given, left = await self._turns.request(item, args["turn"]) if is_agent else (_given(args), None)
+        choice, used = await self._paid(item, given, left)
         message, reason = choice.get("message") or {}, str(choice.get("finish_reason") or "")
         if is_agent:
             return Done(await self._turns.turn(item.tenant, message, reason), used)
         usage = {"prompt_tokens": used.input_tokens, "completion_tokens": used.output_tokens}
         return Done({"message": message, "finish_reason": reason, "usage": usage}, used)
+
+    async def _paid(
+        self, item: WorkItem, given: dict[str, Any], left: int | None, tried: frozenset[str] = frozenset()
+    ) -> tuple[dict[str, Any], Used]:
+        """The answer of the first upstream that has one, in chat's order, without those that were ``tried``. ``left``: what it may
+        cost, in nano-USD.
+        """
+        call, booking = await self._reserved(item, given, left, len(tried))
+        hops, meter = self._hops(call, booking, left, tried), UsageMeter(call.input_bytes)
+        try:
+            choice = await self._written_by_one(item, call, booking, hops, meter)
+            await self._bookings.settle(booking, meter.tokens(), "ok")
+        except (ToolError, PolicyRefusal) as error:
+            tokens = _used_by(meter, error)
+            await self._bookings.settle(booking, tokens, "failed")
+            cost = booking.cost_nano_usd(tokens)
+            if isinstance(error, ToolError):
+                error.cost_nano_usd = cost
+            if meter.has_begun or not hops or not may_go_elsewhere(error):
+                raise
+            known = frozenset(hop.name for hop in self._routing.plan(call).hops)
+            return await self._paid_elsewhere(error, cost, item, given, left, known - {hop.name for hop in hops})
+        finally:
+            if not booking.settled:  # its time is over, or the runner is being stopped
+                self._bookings.start_settling(booking, used_when_left(meter), "cancelled")
+        tokens = meter.tokens()
+        return choice, Used(booking.cost_nano_usd(tokens), tokens.input_tokens, tokens.output_tokens)
+
+    async def _paid_elsewhere(
+        self,
+        error: ToolError | PolicyRefusal,
+        cost: int,
+        item: WorkItem,
+        given: dict[str, Any],
+        left: int | None,
+        tried: frozenset[str],
+    ) -> tuple[dict[str, Any], Used]:
+        """A try that has failed may cost all the same: it is booked by itself, and the next one has a reservation of its own. Raises
+        the ``error`` where there is no budget for that.
+        """
+        try:
+            choice, used = await self._paid(item, given, None if left is None else left - cost, tried)
+        except StepFailure as refusal:
+            raise error from refusal
+        except ToolError as later:
+            later.cost_nano_usd += cost
+            raise
+        return choice, msgspec.structs.replace(used, cost_nano_usd=used.cost_nano_usd + cost)
+
+    async def _written_by_one(
+        self, item: WorkItem, call: Call, booking: Booking, hops: deque[Hop], meter: UsageMeter
+    ) -> dict[str, Any]:
+        """By the first that takes it; those that were tried are taken off. Raises what the last one raised, or the first one that may
+        cost although it failed.
+        """
+        while True:
+            hop = hops.popleft()
+            booking.served_by = "" if hop.model is call.model else hop.model.name
+            try:
+                return await self._written(item, call, hop, meter)
+            except (ToolError, PolicyRefusal) as error:
+                if not hops or _used_by(meter, error) is not NOTHING or not may_go_elsewhere(error):
+                    raise
+                log.info("model_step.next_upstream run=%s step=%s: %s", item.run_id, item.order.step, error)
+
+    def _hops(self, call: Call, booking: Booking, left: int | None, tried: frozenset[str]) -> deque[Hop]:
+        """Those that the key may call and what is left can pay."""
+        found = deque(
+            hop
+            for hop in self._routing.plan(call).hops
+            if hop.name not in tried
+            and (priced := booking.prices.get(hop.model.name)) is not None
+            and (left is None or priced.cost_max_nano_usd <= left)
+        )
+        if not found:
+            self._bookings.start_settling(booking, NOTHING, "failed")
+            raise StepFailure("cost_limit", "what is left of the run's limit pays for none of the model's upstreams")
+        return found
+
+    async def _reserved(
+        self, item: WorkItem, given: dict[str, Any], left: int | None, tried: int
+    ) -> tuple[Call, Booking]:
+        """The call as it may be made, and its reservation. Where a run has a ceiling, the answer is made so short that the call costs
+        no more than is ``left``: by the list price, and where the tenant has another, by that.
+        """
+        call = self._parsed(item, given)
+        if left is None:
+            booking = await self._reserve(item, call, str(tried))
+            return call, booking
+        prices = call.model.price.nano_usd_per_token
+        for by in ("list", "tenant"):
+            call = self._parsed(item, {**given, "max_tokens": _affordable(call, prices, left)})
+            booking = await self._reserve(item, call, f"{tried}.{by}")
+            own = booking.prices[call.model.name]
+            if own.cost_max_nano_usd <= left:
+                return call, booking
+            await self._bookings.settle(booking, NOTHING, "failed")
+            prices = (own.input_nano_usd, own.output_nano_usd)
+        raise StepFailure("cost_limit", "the model's price has changed while the call was prepared", retryable=True)
 
     def _parsed(self, item: WorkItem, given: dict[str, Any]) -> Call:
         """As strict as the gateway: what is reserved has to be the most that the call can cost."""
@@ -82,40 +181,24 @@ class ModelSteps:
         except HttpError as error:
             raise StepFailure(error.code, error.message) from error
 
-    async def _paid(self, item: WorkItem, call: Call) -> tuple[dict[str, Any], Used]:
+    async def _reserve(self, item: WorkItem, call: Call, number: str) -> Booking:
+        """``number`` tells reservations of one attempt apart; the attempt carried out again makes the same ones."""
+        parts = () if number == "0" else (number,)
         booking = Booking(
             item.tenant,
             item.key_id,
             f"run:{item.run_id}",
-            derived_id(item.tenant, item.idempotency_key, str(item.attempt)),
+            derived_id(item.tenant, item.idempotency_key, str(item.attempt), *parts),
             item.run_id,
             call.model,
             call.input_tokens_max,
             call.output_tokens_max,
             {**call.tags, **item.tags},
             is_repeat=item.again,
+            fallbacks=tuple(call.target(model, self._list_prices[model.name]) for model in call.fallbacks),
         )
-        reserved = await self._reserve(booking)
-        meter = UsageMeter(call.input_bytes)
         try:
-            choice = await self._written(item, call, meter)
-            await self._bookings.settle(booking, meter.tokens(), "ok")
-        except ToolError as error:
-            tokens = used_when_failed(meter, error)
-            await self._bookings.settle(booking, tokens, "failed")
-            error.cost_nano_usd = _used(booking, reserved, tokens).cost_nano_usd
-            raise
-        except PolicyRefusal:
-            await self._bookings.settle(booking, NOTHING, "failed")
-            raise
-        finally:
-            if not booking.settled:  # its time is over, or the runner is being stopped
-                self._bookings.start_settling(booking, used_when_left(meter), "cancelled")
-        return choice, _used(booking, reserved, meter.tokens())
-
-    async def _reserve(self, booking: Booking) -> Ok:
-        try:
-            return await self._bookings.reserve(booking)
+            await self._bookings.reserve(booking)
         except CommandRefusedError as refusal:
             retry_after_s = refusal.retry_after_s
             # the first try of this attempt asked otherwise (another price list, say): the next attempt is a call of its own
@@ -123,14 +206,16 @@ class ModelSteps:
             raise StepFailure(
                 refusal.code, str(refusal), retryable=retryable, retry_after_s=retry_after_s or 0.0
             ) from refusal
+        return booking
 
-    async def _written(self, item: WorkItem, call: Call, meter: UsageMeter) -> dict[str, Any]:
-        """The completion's one choice, told as it comes, from the upstream whose turn it is: the run itself tries again."""
-        hop, assembled = self._routing.plan(call).hops[0], Assembled()
+    async def _written(self, item: WorkItem, call: Call, hop: Hop, meter: UsageMeter) -> dict[str, Any]:
+        """The completion's one choice, told as it comes."""
+        assembled = Assembled()
         telling = _Telling(self._deltas, item, await self._ciphers.cipher(item.tenant))
         try:
             async with self._routing.attempt(hop, item.tenant) as begun:
-                stream = self._client.stream(hop.upstream, call.body, idempotency_key=item.idempotency_key)
+                body = call.body_for(hop.model)
+                stream = self._client.stream(hop.upstream, body, idempotency_key=item.idempotency_key)
                 async with aclosing(stream) as chunks:
                     async for chunk in chunks:
                         if not meter.has_begun:
@@ -203,10 +288,17 @@ def _text_of(chunk: dict[str, Any]) -> str:
     return content if isinstance(content, str) else ""
 
 
-def _used(booking: Booking, reserved: Ok, tokens: Tokens) -> Used:
-    """At the price that the tenant reserved it at."""
-    price = TokenPrice(*reserved.result["price"])
-    if tokens.source == "unknown":
-        return Used(price.cost_nano_usd(booking.input_tokens_max, booking.output_tokens_max))
-    cost = price.cost_nano_usd(tokens.input_tokens, tokens.output_tokens)
-    return Used(cost, tokens.input_tokens, tokens.output_tokens)
+def _used_by(meter: UsageMeter, error: ToolError | PolicyRefusal) -> Tokens:
+    return NOTHING if isinstance(error, PolicyRefusal) else used_when_failed(meter, error)
+
+
+def _affordable(call: Call, prices: tuple[int, int], left: int) -> int:
+    """How many tokens the answer may have. Raises StepFailure where there is not enough for one."""
+    input_price, output_price = prices
+    for_output = left - input_price * call.input_tokens_max
+    tokens = min(call.output_tokens_max, for_output // output_price if output_price else call.output_tokens_max)
+    if for_output < 0 or tokens < 1:
+        raise StepFailure(
+            "cost_limit", f"{max(0, left)} nano-USD are left of the run's limit, too few for another turn"
+        )
+    return tokens

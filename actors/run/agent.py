@@ -167,13 +167,15 @@ def _calls_plan(run: Run, spec: AgentSpec, turn: int, answer: Turn) -> Plan | No
     orders: list[Begin] = []
     is_waiting = False
     for number, call in enumerate(answer.calls[: spec.limits.calls_per_turn], 1):
-        order, waits = _call_plan(run, spec, turn, number, call)
+        order, waits = _call_plan(run, spec, turn, number, call, answer)
         orders += [order] if order is not None else []
         is_waiting |= waits
     return Plan(tuple(orders)) if orders or is_waiting else None
 
 
-def _call_plan(run: Run, spec: AgentSpec, turn: int, number: int, call: ToolCall) -> tuple[Begin | None, bool]:
+def _call_plan(
+    run: Run, spec: AgentSpec, turn: int, number: int, call: ToolCall, answer: Turn
+) -> tuple[Begin | None, bool]:
     """The call's next step, and whether it is still without an answer."""
     if refusal_of(run, spec, turn, number, call):
         return None, False
@@ -193,19 +195,31 @@ def _call_plan(run: Run, spec: AgentSpec, turn: int, number: int, call: ToolCall
     kind, target = ("child", tool.removeprefix(SAGA_PREFIX)) if tool.startswith(SAGA_PREFIX) else ("tool", tool)
     args = pack(call.arguments if _is_reference(call) else _parsed(call.arguments))
     if (kind, target) == ("child", AGENT):
-        args = pack(_narrowed(AgentProgram.spec(args), spec, run))
+        sharing = _agents_without_answer(run, spec, turn, answer)
+        args = pack(_narrowed(AgentProgram.spec(args), spec, run, sharing))
     order = StepOrder(
         tool_step(turn, number), kind, target, _TOOL_TIMEOUT_US, Retry(attempts=2).rule(), is_optional=True
     )
     return Begin(order, args), True
 
 
-def _narrowed(child: AgentSpec, parent: AgentSpec, run: Run) -> AgentSpec:
-    """An agent's own agent, which a model has specified: it gets no more than what its parent has left, and none of the
-    parent's approvals is lost on the way.
+def _agents_without_answer(run: Run, spec: AgentSpec, turn: int, answer: Turn) -> int:
+    """How many of a turn's calls are agents that have used, or may yet use, of what the run has left."""
+    calls = answer.calls[: spec.limits.calls_per_turn]
+    steps = (
+        run.steps.get(tool_step(turn, number))
+        for number, call in enumerate(calls, 1)
+        if _tool_of(spec, call) == SAGA_PREFIX + AGENT
+    )
+    return sum(step is None or step.is_under_way for step in steps)
+
+
+def _narrowed(child: AgentSpec, parent: AgentSpec, run: Run, sharing: int) -> AgentSpec:
+    """An agent's own agent, which a model has specified: it gets no more than its share of what its parent has left (``sharing``
+    agents use that side by side), and none of the parent's approvals is lost on the way.
     """
-    left_tokens = parent.limits.tokens and parent.limits.tokens - run.used.input_tokens - run.used.output_tokens
-    left_cost = parent.limits.cost_nano_usd and parent.limits.cost_nano_usd - run.used.cost_nano_usd
+    left_tokens = _share(parent.limits.tokens, run.used.input_tokens + run.used.output_tokens, sharing)
+    left_cost = _share(parent.limits.cost_nano_usd, run.used.cost_nano_usd, sharing)
     limits = AgentLimits(
         turns=min(child.limits.turns, parent.limits.turns),
         calls_per_turn=min(child.limits.calls_per_turn, parent.limits.calls_per_turn),
@@ -223,6 +237,11 @@ def _narrowed(child: AgentSpec, parent: AgentSpec, run: Run) -> AgentSpec:
         limits=limits,
         max_output_tokens=min(child.max_output_tokens, parent.max_output_tokens),
     )
+
+
+def _share(ceiling: int, used: int, sharing: int) -> int:
+    """Of what is left below a ceiling, 0 being none. Never 0 where there is one: the least share is too little for any call."""
+    return max(1, (ceiling - used) // sharing) if ceiling else 0
 
 
 def _lower(asked: N, ceiling: N) -> N:

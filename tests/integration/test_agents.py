@@ -22,6 +22,7 @@ from events.bus import Bus, unsubscribe
 from events.clock import SystemClock
 from events.deltas import Delta, Deltas
 from events.keys import Keys
+from events.money import money
 from events.run import ENDS, StartRun, pack
 from events.valkey_store import ValkeyEventStore
 from events.work import WorkItem, WorkQueue
@@ -303,6 +304,42 @@ async def test_a_sagas_own_model_step_and_one_that_asks_for_too_much(
         made_so = await cli("runs", "agent", world.tenant, "m-ok", "Why?", "--limits", '{"turns": 2}')
         assert (await until(tenant, made_so["id"]))["output"]["turns"] == 1
     assert (await world.usage())["requests"] == 3
+
+
+async def test_an_agent_never_costs_more_than_its_limit(
+    world: World, tenant: httpx.AsyncClient, connections: RunnerConnections
+) -> None:
+    """The last turn is made as short as what is left can pay for; where that is nothing, it is not begun. At a price of the
+    tenant's own, too.
+    """
+    world.upstream.script += [asks("look", city=str(number)) for number in range(60)]
+    mine = {"prices": [{"model": "m-scripted", "input_usd_per_mtok": "1", "output_usd_per_mtok": "4"}]}
+    async with running(connections):
+        first = await until(tenant, await start(tenant, limits={"cost_usd": "0.0002", "turns": 50}))
+        assert (await world.admin.put(f"/tenants/{world.tenant}/prices", json=mine)).status_code == 200
+        second = await until(tenant, await start(tenant, limits={"cost_usd": "0.001", "turns": 50}))
+    for run, limit, price in ((first, 200_000, 100), (second, 1_000_000, 1_000)):
+        assert (run["status"], run["error"]["code"]) == ("failed", "cost_limit"), run["error"]
+        assert 0 < run["cost_nano_usd"] <= limit
+        assert run["cost_nano_usd"] == run["input_tokens"] * price + run["output_tokens"] * 4 * price
+    shortest = min(request["max_tokens"] for request in world.upstream.ledger.requests)
+    assert shortest < 1024, "what a turn may write unless its run has less left"
+    assert (await world.usage())["cost_usd"] == money(first["cost_nano_usd"] + second["cost_nano_usd"])
+
+
+async def test_a_model_step_goes_to_the_next_upstream_as_chat_does_and_pays_for_what_was_used(
+    world: World, tenant: httpx.AsyncClient, connections: RunnerConnections
+) -> None:
+    async with running(connections):
+        away = await until(tenant, await start(tenant, "r-away", tools=[]))
+        dear = await until(tenant, await start(tenant, "r-model", tools=[]))
+    for run in (away, dear):
+        assert (run["status"], run["steps"][0]["attempts"]) == ("completed", 1), run
+    assert dear["cost_nano_usd"] >= (dear["input_tokens"] + dear["output_tokens"]) * 1_000, (
+        "at the price of who served it"
+    )
+    by_model = (await world.usage())["by_model"]
+    assert {row["model"] for row in by_model} >= {"r-away", "r-dear"}
 
 
 REFUSED: list[tuple[dict[str, Any], int, str]] = [

@@ -114,6 +114,17 @@ def test_an_agent_of_an_agent_gets_no_more_than_its_parent_has_left() -> None:
     assert child.deadline_us == child.started_us + 60_000_000, "its time is limited, too"
 
 
+def test_agents_side_by_side_share_what_their_parent_has_left_and_nothing_left_is_not_everything() -> None:
+    kid = {"model": "m", "messages": SPEC["messages"]}
+    made = asks(("saga__agent", kid), ("saga__agent", kid))
+    for used, share in ((40, 30), (100, 1), (200, 1)):
+        lab = begun(tools=["saga:agent"], approve=[], limits={"tokens": 100, "cost_nano_usd": 100, "depth": 1})
+        lab.send(FinishStep("r", "model-1", 1, pack(made), 1, Used(used, used, 0)))
+        for number in (1, 2):
+            limits = AgentProgram.spec(lab.runs.open[f"r/tool-1.{number}"].input).limits
+            assert (limits.tokens, limits.cost_nano_usd) == (share, share)
+
+
 def test_an_agent_that_a_model_specifies_badly_is_told_so() -> None:
     lab = begun(tools=["saga:agent"], approve=[])
     lab.finish("model-1", asks(("saga__agent", {"model": "small", "messages": []})))

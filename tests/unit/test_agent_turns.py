@@ -66,7 +66,7 @@ async def test_a_turn_of_any_size_fits_into_the_log_and_comes_back_whole() -> No
     assert unpack(area.kept[given.key]) == {"text": LONG, "n": 2}, "what the tool gets"
     for number in range(1, 17):
         lab.finish(f"tool-1.{number}", await area.put("acme", pack({"said": LONG})))
-    request = await turns.request(item(lab, "model-2"), 2)
+    request, _ = await turns.request(item(lab, "model-2"), 2)
     assert [message["role"] for message in request["messages"]] == ["user", "assistant", *["tool"] * 16]
     said = request["messages"][1]
     assert said["content"] == LONG
@@ -85,11 +85,11 @@ async def test_a_model_server_may_send_nonsense_for_calls() -> None:
 
 async def test_a_turn_may_write_no_more_than_its_run_has_left() -> None:
     lab, turns = begun(Area(), "mock", tokens=100)
-    assert (await turns.request(item(lab, "model-1"), 1))["max_tokens"] == 100
+    assert (await turns.request(item(lab, "model-1"), 1))[0]["max_tokens"] == 100
     answer = await turns.turn("acme", {"tool_calls": [calling("mock", "{}")]}, "tool_calls")
     lab.send(FinishStep("r", "model-1", 1, pack(answer), 1, Used(0, 60, 30)))
     lab.finish("tool-1.1", {"ok": True})
-    assert (await turns.request(item(lab, "model-2"), 2))["max_tokens"] == 10
+    assert (await turns.request(item(lab, "model-2"), 2))[0]["max_tokens"] == 10
 
 
 async def test_a_tool_that_is_gone_is_a_failure_of_the_step_that_names_it() -> None:
