@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from actors.tools.errors import ToolError, ToolRefusedError
+from actors.tools.errors import RequestRefusedError, ToolError, ToolRefusedError
 from events.errors import BusUnavailableError, PlatformError, StoreUnavailableError, TransientError
 
 if TYPE_CHECKING:
@@ -95,6 +95,9 @@ def _tool_http_error(error: ToolError) -> HttpError:
     """A dependency's no is the caller's to mend. A client's automatic retry has no idempotency key, so it is invited only
     where surely nothing happened.
     """
+    if isinstance(error, RequestRefusedError):
+        code, param = error.said_code or error.code, error.param or None
+        return HttpError(error.status, code, error.message, param=param, should_retry=False)
     if isinstance(error, ToolRefusedError):
         return HttpError(_STATUS.get(error.code, 422), error.code, error.message, should_retry=False)
     should_retry = error.retryable and not error.may_have_happened

@@ -41,6 +41,19 @@ class ToolInputError(ToolRefusedError):
     code = "invalid_request"
 
 
+class RequestRefusedError(ToolRefusedError):
+    """A model server's no to a request. ``status``: the HTTP status that it answered; ``said_code`` and ``param``: its own
+    words for what is wrong and where, "" for none. Clients react to them (``context_length_exceeded``, say).
+    """
+
+    code = "invalid_request"
+
+    def __init__(self, tool: str, message: str, status: int = 400, said_code: str = "", param: str = "") -> None:
+        super().__init__(tool, message)
+        self.args = (tool, message, status, said_code, param)  # what pickle makes it of again
+        self.status, self.said_code, self.param = status, said_code, param
+
+
 class ToolUnavailableError(ToolError):
     """The dependency can't do it now. Nothing happened; trying later may help."""
 

@@ -14,10 +14,10 @@ from pydantic import BaseModel, Field, PositiveInt
 from actors.tools.adapter import ToolAdapter, ToolCall, ToolContext, ToolResult
 from actors.tools.config import ModelConfig
 from actors.tools.errors import (
+    RequestRefusedError,
     ToolError,
     ToolInputError,
     ToolOutcomeUnknownError,
-    ToolRefusedError,
     ToolUnavailableError,
 )
 from actors.tools.observer import UNOBSERVED, ObservedRequest, RequestObserver
@@ -35,7 +35,8 @@ _RETRY_AFTER_S = 2.0
 _ANSWER_BYTES_MAX = 32 * 1024 * 1024
 _ERROR_BYTES_MAX = 64 * 1024
 _SSE_EVENT_BYTES_MAX = 4 * 1024 * 1024
-_WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_CALLERS_FAULT = (400, 413, 422)
+_WORD = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
 
 
 class _Reason(Exception):
@@ -66,10 +67,12 @@ def _log_failure(upstream: Upstream, error: Exception) -> None:
 
 
 def _refused(upstream: Upstream, status: int, body: bytes, wait_s: float | None) -> ToolError:
-    """An error answer of the upstream: the caller's fault stays the caller's, the rest is a dependency's."""
-    message = _message_of(body) or f"HTTP {status}"
-    if status in (400, 404, 413, 422):
-        return ToolRefusedError(upstream.model, message, "invalid_request")
+    """An error answer of the upstream: the caller's fault stays the caller's, the rest is a dependency's. So is a 404: what
+    can't be found there, the path or the model, was named by the models file.
+    """
+    if status in _CALLERS_FAULT:
+        message = _message_of(body) or f"HTTP {status}"
+        return RequestRefusedError(upstream.model, message, status, _word_of(body, "code"), _word_of(body, "param"))
     code = OVERLOADED if status in (429, 503) else BAD_ANSWER
     log.warning("upstream.refused base_url=%s status=%s code=%s", upstream.base_url, status, _code_of(body))
     text = f"the server of model {upstream.model!r} answered HTTP {status}"
@@ -78,12 +81,16 @@ def _refused(upstream: Upstream, status: int, body: bytes, wait_s: float | None)
 
 def _code_of(body: bytes) -> str:
     """The error's code or type, as far as it is a word: for the log, where a message that quotes the prompt must not be."""
+    return _word_of(body, "code") or _word_of(body, "type")
+
+
+def _word_of(body: bytes, field: str) -> str:
+    """A field of the error, where it is a word."""
     try:
-        error = msgspec.json.decode(body)["error"]
-        words = [str(error.get(field, "")) for field in ("code", "type")]
+        word = msgspec.json.decode(body)["error"].get(field)
     except (msgspec.DecodeError, UnicodeDecodeError, AttributeError, KeyError, TypeError):
         return ""
-    return next((word for word in words if _WORD.fullmatch(word)), "")
+    return str(word) if word is not None and _WORD.fullmatch(str(word)) else ""
 
 
 def _message_of(body: bytes) -> str:
@@ -97,7 +104,7 @@ def _message_of(body: bytes) -> str:
 class ModelClient:
     """One HTTP session for all model servers. ``close`` when done. Leaving a call closes its connection.
 
-    Both calls raise ToolRefusedError (the request), ToolUnavailableError (surely not billed) or ToolOutcomeUnknownError
+    Both calls raise RequestRefusedError (the request), ToolUnavailableError (surely not billed) or ToolOutcomeUnknownError
     (may be billed).
     """
 
@@ -167,7 +174,9 @@ class ModelClient:
     async def stream(
         self, upstream: Upstream, body: dict[str, Any], *, idempotency_key: str = ""
     ) -> AsyncGenerator[dict[str, Any], None]:
-        """Chunks as they come. Ends where the upstream says [DONE]; raises where it ends without."""
+        """Chunks as they come. Ends where the upstream says [DONE], or closes in good order after the last finish_reason;
+        raises where it ends otherwise.
+        """
         async with aclosing(self.batches(upstream, body, idempotency_key=idempotency_key)) as batches:
             async for batch in batches:
                 for chunk in batch:
@@ -180,7 +189,8 @@ class ModelClient:
         async with self._observed(upstream, body, idempotency_key=idempotency_key) as (request, response):
             if response.content_type in _NO_STREAM:
                 raise _broke_off(upstream, _Reason(f"{response.content_type} in place of a stream"))
-            buffer, size = b"", 0
+            buffer, size, lately = b"", 0, list[dict[str, Any]]()
+            count = body.get("n") or 1
             async for data in response.content.iter_any():
                 size += len(data)
                 if size > _ANSWER_BYTES_MAX:
@@ -194,11 +204,19 @@ class ModelClient:
                     request.answered(chunk)
                 if batch:
                     yield batch
+                    lately = [*lately, *batch][-count - 1 :]  # an end per choice, then perhaps the usage
                 if problem is not None:
                     raise problem
                 if is_over:
                     return
-            raise _broke_off(upstream, _Reason("the stream ended in the middle"))
+            if _payload(buffer) != b"[DONE]" and _finished(lately) < count:
+                raise _broke_off(upstream, _Reason("the stream ended in the middle"))
+
+
+def _finished(chunks: Iterable[dict[str, Any]]) -> int:
+    """How many choices end in these chunks."""
+    parts = [part for chunk in chunks if isinstance(parts := chunk.get("choices"), list) for part in parts]
+    return len({part.get("index", 0) for part in parts if isinstance(part, dict) and part.get("finish_reason")})
 
 
 def _chunks(upstream: Upstream, events: Iterable[bytes]) -> tuple[list[dict[str, Any]], ToolError | None, bool]:
@@ -225,7 +243,7 @@ def _payload(event: bytes) -> bytes:
 
 def _chunk(upstream: Upstream, payload: bytes) -> dict[str, Any]:
     chunk = _json_object(upstream, payload)
-    if "error" in chunk:
+    if chunk.get("error") is not None:  # some have the field in every chunk
         raise _broke_off(upstream, _Reason(f"an error in its stream, code {_code_of(payload)!r}"))
     return chunk
 

@@ -1,9 +1,17 @@
 """What a client is told to do about an error: the official client obeys `x-should-retry` and `Retry-After`."""
 
+import pickle
+
 import pytest
 
 from actors.policies.refusals import BreakerOpenError, BulkheadFullError
-from actors.tools.errors import ToolError, ToolOutcomeUnknownError, ToolRefusedError, ToolUnavailableError
+from actors.tools.errors import (
+    RequestRefusedError,
+    ToolError,
+    ToolOutcomeUnknownError,
+    ToolRefusedError,
+    ToolUnavailableError,
+)
 from events.errors import (
     AlreadyExistsError,
     CommandIdReusedError,
@@ -52,6 +60,15 @@ def test_a_repeat_is_invited_where_nothing_was_done_and_later_it_may_be(
     assert (told.status, headers["x-should-retry"]) == (status, "true" if should_retry else "false")
     if status in (429, 503) and should_retry:
         assert 1 <= int(headers["retry-after"]) <= 60
+
+
+def test_a_model_servers_no_keeps_its_status_and_words_in_any_process() -> None:
+    refusal = RequestRefusedError("m", "too long", 413, "context_length_exceeded", "messages")
+    told = as_http_error(pickle.loads(pickle.dumps(refusal)))
+    assert (told.status, told.code, told.param) == (413, "context_length_exceeded", "messages")
+    assert error_headers(told)["x-should-retry"] == "false"
+    plain = as_http_error(RequestRefusedError("m", "no"))
+    assert (plain.status, plain.code, plain.param) == (400, "invalid_request", None)
 
 
 def test_waits_are_whole_seconds_and_at_least_one() -> None:
