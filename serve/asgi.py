@@ -16,6 +16,9 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
+_LENGTH_DIGITS_MAX = 15  # of a Content-Length; the servers in front let digits through only
+
+
 class ClientLeftError(Exception):
     """The client closed its connection before it had the answer."""
 
@@ -28,8 +31,24 @@ def header(scope: Scope, name: bytes) -> str | None:
     return None
 
 
-async def read_body(receive: Receive, bytes_max: int) -> bytes:
-    """Raises HttpError (413) before more than ``bytes_max`` are held, ClientLeftError where the body never ends."""
+def check_head(scope: Scope, body_bytes_max: int) -> None:
+    """Whether a body as announced could be taken. Raises HttpError (413, 415), before a byte of it is read."""
+    for name, value in scope["headers"]:
+        if name == b"content-length" and (len(value) > _LENGTH_DIGITS_MAX or int(value) > body_bytes_max):
+            raise _too_large(body_bytes_max)
+        if name == b"content-encoding" and value.lower() not in (b"identity", b""):
+            told = value[:40].decode("latin-1")
+            message = f"a body with content-encoding {told!r} can't be read: send it as it is"
+            raise HttpError(415, "unsupported_encoding", message, param="content-encoding")
+
+
+def _too_large(bytes_max: int) -> HttpError:
+    return HttpError(413, "too_large", f"the body is larger than {bytes_max} bytes")
+
+
+async def read_body(scope: Scope, receive: Receive, bytes_max: int) -> bytes:
+    """Raises HttpError (413, 415) before more than ``bytes_max`` are held, ClientLeftError where the body never ends."""
+    check_head(scope, bytes_max)
     parts, size = [], 0
     while True:
         message = await receive()
@@ -38,7 +57,7 @@ async def read_body(receive: Receive, bytes_max: int) -> bytes:
         part = message.get("body", b"")
         size += len(part)
         if size > bytes_max:
-            raise HttpError(413, "too_large", f"the body is larger than {bytes_max} bytes")
+            raise _too_large(bytes_max)
         parts.append(part)
         if not message.get("more_body", False):
             return b"".join(parts)

@@ -103,7 +103,7 @@ class ModelEndpoint:
         try:
             principal = await self._authenticator.authenticate(header(scope, b"authorization"), "inference")
             with self._places.place(principal.tenant):
-                body = await read_body(receive, self._body_bytes_max)
+                body = await read_body(scope, receive, self._body_bytes_max)
                 work = self._work(scope, body, principal, responder)
                 await run_unless_client_leaves(work(), receive)
         except ClientLeftError:

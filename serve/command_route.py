@@ -78,7 +78,7 @@ class Command:
             if self._takes_key:
                 arguments["idempotency_key"] = _idempotency_key(scope)
             if self._body_type is not None:
-                arguments["body"] = _parse(self._body_type, await read_body(receive, self._bytes_max))
+                arguments["body"] = _parse(self._body_type, await read_body(scope, receive, self._bytes_max))
             result = await self._endpoint(**arguments)
             await responder.json(self._status, result.model_dump_json().encode(), response.headers)
         except ClientLeftError:

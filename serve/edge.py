@@ -39,23 +39,40 @@ STANDBY_HEADER = "x-served-by"
 _SESSION_HEADER = "x-serve-router-session"  # in place of x-session-id, which applications may want for themselves
 
 # HAProxy speaks for us where no replica can. Serve makes a bare 500 of all these, which clients repeat at once.
-_ERROR = '{{"error":{{"message":"{message}","type":"server_error","param":null,"code":"{code}"}}}}'
+_ERROR = '{{"error":{{"message":"{message}","type":"{type}","param":null,"code":"{code}"}}}}'
 _UNAVAILABLE = "status 503 content-type application/json string '{}' hdr retry-after 1".format(
-    _ERROR.format(message="no gateway is up: the platform is starting, stopping or restarting it", code="unavailable")
+    _ERROR.format(
+        message="no gateway is up: the platform is starting, stopping or restarting it",
+        type="server_error",
+        code="unavailable",
+    )
 )
 _LOST = "status {} content-type application/json string '{}' hdr x-should-retry false"
 _LOST_ERROR = _ERROR.format(
-    message="the gateway did not answer: send the request again with the same Idempotency-Key", code="outcome_unknown"
+    message="the gateway did not answer: send the request again with the same Idempotency-Key",
+    type="server_error",
+    code="outcome_unknown",
+)
+_INVALID_ERROR = _ERROR.format(
+    message="this is no request that HTTP allows, or its head is too large or too slow",
+    type="invalid_request_error",
+    code="invalid_request",
 )
 _ERRORS = "".join(
     f"    http-error {answer}\n"
-    for answer in (_UNAVAILABLE, _LOST.format(502, _LOST_ERROR), _LOST.format(504, _LOST_ERROR))
+    for answer in (
+        _UNAVAILABLE,
+        *(_LOST.format(status, _LOST_ERROR) for status in (502, 504)),
+        *(_LOST.format(status, _INVALID_ERROR) for status in (400, 408, 422)),
+    )
 )
 
 # Serve's own proxy stands by for when no replica is up. It is slow, so its answers say that they are its own; and it
 # says in plain text, where the gateway says JSON, that it has no route to a leaving application or lost a replica.
 _HARDENED_FRONTEND = f"""\
     timeout http-request {_REQUEST_HEAD_TIMEOUT_S}s
+    http-request deny deny_status 400 if HTTP_1.1 !{{ req.fhdr_cnt(host) eq 1 }}
+    http-request deny deny_status 400 unless {{ method GET HEAD POST PUT PATCH DELETE OPTIONS TRACE }}
     http-request del-header x-request-timeout-seconds
     http-request del-header x-request-disconnect-disabled
     http-request del-header ^serve[-_]multiplexed[-_]model[-_]id$ -m reg

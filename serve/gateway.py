@@ -23,7 +23,7 @@ from serve import openapi
 from serve.admin import commands, keyed_writes, router
 from serve.admin.routes import POSITION_MAX, Svc
 from serve.answer_cache import AnswerCache
-from serve.asgi import Receive, Scope, Send, header
+from serve.asgi import Receive, Scope, Send, check_head, header
 from serve.auth import Authenticator, KnownTenants, bearer
 from serve.bootstrap.connections import (
     keys_of,
@@ -38,8 +38,17 @@ from serve.bootstrap.gateway import open_cached_answers, open_doors, open_keyed_
 from serve.chat import ModelEndpoint
 from serve.command_route import CommandTable
 from serve.doors import OwnDoor
-from serve.http_errors import HttpError, as_http_error, error_body, error_headers, invalid, unexpected_error
+from serve.http_errors import (
+    HttpError,
+    as_http_error,
+    error_body,
+    error_headers,
+    invalid,
+    not_allowed,
+    unexpected_error,
+)
 from serve.idempotency import Once
+from serve.methods import methods_of, tell_methods, with_implied
 from serve.observe.asker import MeasuredAsker
 from serve.observe.metrics import Metrics, shard_loads
 from serve.observe.request import Watched, current, note_error, traced
@@ -52,6 +61,7 @@ from serve.settings import Settings, tool_configs
 from serve.usage import TenantUsage, usage_of
 
 ADMIN_PREFIX = "/admin/"
+_OF_MODELS = with_implied(("POST",))
 
 
 def _error_response(error: HttpError) -> Response:
@@ -82,6 +92,9 @@ async def _on_unexpected(_request: Request, error: Exception) -> Response:
 
 async def _on_starlette_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if error.status_code == 405:
+        allow = methods_of(request.app.router.routes, request.scope)
+        return _error_response(not_allowed(request.method, request.url.path, allow))
     message = f"{request.method} {request.url.path}: {error.detail}; GET /openapi.json lists what there is"
     code = "not_found" if error.status_code == 404 else "invalid_request"
     return _error_response(HttpError(error.status_code, code, message))
@@ -294,9 +307,9 @@ class Gateway:
         except PlatformError as error:
             await _error_response(as_http_error(error))(scope, receive, send)
             return
-        if scope["path"] in ModelEndpoint.paths and scope["method"] == "POST":
+        if scope["path"] in ModelEndpoint.paths:
             send.route = scope["path"]
-            await chat(scope, receive, send)
+            await self._answer_model(chat, scope, receive, send)
             return
         assert self._commands is not None
         if found := self._commands.find(scope):
@@ -307,8 +320,29 @@ class Gateway:
         if scope["path"].startswith(ADMIN_PREFIX) and (refusal := self._refuse_stranger(app, scope)):
             await refusal(scope, receive, send)
             return
+        try:
+            check_head(scope, app.state.services.settings.body_bytes_max)
+        except HttpError as error:
+            await _error_response(error)(scope, receive, send)
+            return
+        if scope["method"] == "OPTIONS" and (methods := methods_of(app.router.routes, scope)):
+            await tell_methods(methods, send)
+            return
+        if scope["method"] == "HEAD":  # as GET; the server sends no body where HEAD was asked
+            scope = {**scope, "method": "GET"}
         with contextlib.suppress(Exception):  # Starlette answers and logs what is unexpected, then raises it again
             await app(scope, receive, send)
+
+    @staticmethod
+    async def _answer_model(chat: ModelEndpoint, scope: Scope, receive: Receive, send: Send) -> None:
+        match scope["method"]:
+            case "POST":
+                await chat(scope, receive, send)
+            case "OPTIONS":
+                await tell_methods(_OF_MODELS, send)
+            case method:
+                refusal = _error_response(not_allowed(method, scope["path"], _OF_MODELS))
+                await refusal(scope, receive, send)
 
     @staticmethod
     def _refuse_stranger(app: FastAPI, scope: Scope) -> Response | None:

@@ -59,10 +59,11 @@ class HttpError(Exception):
         param: str | None = None,
         retry_after_s: float | None = None,
         should_retry: bool | None = None,
+        allow: tuple[str, ...] = (),
     ) -> None:
         super().__init__(status, code, message)
         self.status, self.code, self.message, self.param = status, code, message, param
-        self.retry_after_s, self.should_retry = retry_after_s, should_retry
+        self.retry_after_s, self.should_retry, self.allow = retry_after_s, should_retry, allow
 
     def __str__(self) -> str:
         return self.message
@@ -105,6 +106,11 @@ def _tool_http_error(error: ToolError) -> HttpError:
     return HttpError(status, error.code, error.message, retry_after_s=error.retry_after_s, should_retry=should_retry)
 
 
+def not_allowed(method: str, path: str, allow: tuple[str, ...]) -> HttpError:
+    message = f"{method} {path}: not a method of this path; there are {', '.join(allow)}"
+    return HttpError(405, "method_not_allowed", message, allow=allow)
+
+
 def invalid(error: "RequestValidationError") -> HttpError:
     """What is wrong with the first field that is, and which it is."""
     first = error.errors()[0]
@@ -136,4 +142,6 @@ def error_headers(error: HttpError) -> dict[str, str]:
     headers["x-should-retry"] = "true" if should_retry else "false"
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
+    if error.allow:
+        headers["allow"] = ", ".join(error.allow)
     return headers

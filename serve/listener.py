@@ -10,14 +10,17 @@ once, and nothing that a client's headers could switch off.
 import asyncio
 import contextlib
 import logging
+import os
+import re
 import socket
 from collections.abc import Callable, Iterator
 from enum import Enum
+from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from serve.asgi import App, Receive, Scope, Send
+from serve.asgi import App, Message, Receive, Scope, Send
 from serve.http_errors import HttpError, error_body, error_headers
 
 log = logging.getLogger(__name__)
@@ -30,6 +33,7 @@ _KEEP_ALIVE_S = 75  # longer than the 60 s of most load balancers, so that it is
 _DRAIN_TIMEOUT_S = 15
 _BACKLOG = 2_048
 _OVERLOADED = "overloaded"
+_REQUEST_ID = re.compile(rb"[!-~]{1,128}")
 
 
 class Stage(Enum):
@@ -41,8 +45,8 @@ class Stage(Enum):
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """uvicorn's, with an end to requests that come too slowly or whose head never ends. A request that comes in one piece
-    costs no timer.
+    """uvicorn's, with an end to requests that come too slowly or whose head never ends, errors in JSON, and an
+    ``x-request-id`` on every answer. A request that comes in one piece costs no timer.
     """
 
     _stage = Stage.NOTHING
@@ -75,7 +79,29 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._stop_timer()
         self._stage = Stage.BODY
+        hosts, request_id = 0, b""
+        for name, value in self.headers:
+            if name == b"host":
+                hosts += 1
+            elif name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+                request_id = value
+        if hosts != 1 and self.parser.get_http_version() == "1.1":
+            raise ValueError("RFC 9112, 3.2")  # the parser makes an invalid request of it
         super().on_headers_complete()
+        answer = self.cycle
+        answer.default_headers = [
+            *answer.default_headers,
+            (b"x-request-id", request_id or os.urandom(16).hex().encode()),
+        ]
+
+    def send_400_response(self, msg: str) -> None:
+        """What the client reads before its connection is closed."""
+        error = HttpError(400, "invalid_request", msg)
+        body = error_body(error)
+        headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
+        lines = [f"{name}: {value}" for name, value in {**headers, **error_headers(error)}.items()]
+        self.transport.write("\r\n".join(["HTTP/1.1 400 Bad Request", *lines, "", ""]).encode() + body)
+        self.transport.close()
 
     def on_message_complete(self) -> None:
         self._stop_timer()
@@ -122,10 +148,31 @@ class BoundedApp:
             await _refuse(send)
             return
         self._under_way += 1
+        if scope.get("http_version") == "1.0":
+            send = WholeAnswer(send)
         try:
             await self._app(scope, receive, send)
         finally:
             self._under_way -= 1
+
+
+class WholeAnswer:
+    """Stands in for ``send`` where a client of HTTP/1.0 asks: it can't read chunks, so a stream comes in one piece."""
+
+    def __init__(self, send: Send) -> None:
+        self._send, self._start, self._parts = send, dict[str, Any](), list[bytes]()
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._start = dict(message)
+            return
+        self._parts.append(message.get("body", b""))
+        if message.get("more_body", False):
+            return
+        body = b"".join(self._parts)
+        headers = [header for header in self._start["headers"] if header[0].lower() != b"content-length"]
+        await self._send({**self._start, "headers": [*headers, (b"content-length", b"%d" % len(body))]})
+        await self._send({"type": "http.response.body", "body": body})
 
 
 async def _refuse(send: Send) -> None:
@@ -165,7 +212,6 @@ class Listener:
             log_level="warning",
             log_config=None,
             server_header=False,
-            date_header=False,
             proxy_headers=False,
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=_DRAIN_TIMEOUT_S,

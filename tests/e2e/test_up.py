@@ -276,6 +276,18 @@ def test_serves_own_headers_have_no_effect(platform: UpProcess) -> None:
     assert answer.choices[0].message.content
 
 
+@pytest.mark.parametrize(
+    "request_line", ["GET / HTTP/1.1\r\n\r\n", "FOO / HTTP/1.1\r\nHost: x\r\n\r\n", "no request\r\n\r\n"]
+)
+def test_what_is_no_request_is_told_so_in_json_at_the_proxy_too(platform: UpProcess, request_line: str) -> None:
+    url = httpx.URL(platform.running.base_url)
+    with socket.create_connection((url.host, url.port or 80), timeout=60) as connection:
+        connection.sendall(request_line.encode())
+        head, _, body = connection.makefile("rb").read().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(body)["error"]["code"] == "invalid_request"
+
+
 def test_a_replica_has_a_door_of_its_own(platform: UpProcess, admin: httpx.Client) -> None:
     """The same application on the same terms, without HAProxy and Serve between."""
     (row,) = json.loads(tenantry(platform, "gateways", "--json"))

@@ -162,7 +162,7 @@ async def test_a_body_over_the_limit_is_refused(world: World) -> None:
         ("m-away", 503, "upstream_unavailable"),
         ("m-error-500", 503, "upstream_error"),
         ("m-error-429", 503, "upstream_overloaded"),
-        ("m-error-400", 400, "invalid_request"),
+        ("m-error-400", 400, "told"),
     ],
 )
 @pytest.mark.parametrize("is_stream", [False, True])

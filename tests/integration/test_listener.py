@@ -1,6 +1,8 @@
 """A replica's own door: what HAProxy would do at the other one is done here."""
 
 import asyncio
+import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -146,3 +148,61 @@ async def test_the_list_forgets_who_left(servers: Servers) -> None:
     finally:
         await doors.withdraw("b")
         await doors.close()
+
+
+HEALTH = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+
+
+async def said(app: App, data: bytes) -> tuple[bytes, bytes]:
+    """Head and body of what comes back until the other side closes."""
+    async with listening(app) as door, raw(door) as (reader, writer):
+        writer.write(data)
+        head, _, body = (await asyncio.wait_for(reader.read(), 60)).partition(b"\r\n\r\n")
+        return head, body
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
+        b"FOO / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\r\n\r\n",
+    ],
+    ids=["no host", "two hosts", "no method", "no chunk", "two lengths", "TLS"],
+)
+async def test_what_is_no_request_is_told_so_in_json(data: bytes) -> None:
+    head, body = await said(hello, data)
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(body)["error"]["code"] == "invalid_request"
+
+
+async def test_a_client_of_http_1_0_gets_a_stream_in_one_piece() -> None:
+    """It can't read chunks (RFC 9112, 7.1): nginx and ab speak it unless they are told otherwise."""
+
+    async def streaming(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]})
+        for data, more in ((b"data: 1\n\n", True), (b"data: 2\n\n", True), (b"", False)):
+            await send({"type": "http.response.body", "body": data, "more_body": more})
+
+    head, body = await said(streaming, b"GET / HTTP/1.0\r\n\r\n")
+    assert body == b"data: 1\n\ndata: 2\n\n"
+    assert b"content-length: 18" in head
+    assert b"transfer-encoding" not in head
+    head, body = await said(streaming, HEALTH + b"\r\n")
+    assert body.startswith(b"9\r\ndata: 1\n\n\r\n")
+    assert b"transfer-encoding: chunked" in head
+
+
+async def test_every_answer_has_a_date_and_the_requests_id_or_one_of_ours() -> None:
+    """Through Serve it has one, too; the official client shows it as ``_request_id``."""
+    ids = []
+    for extra in (b"", b"", b"X-Request-Id: mine-1\r\n", b"X-Request-Id: not mine\r\n"):
+        head, _ = await said(hello, HEALTH + extra + b"\r\n")
+        assert b"\r\ndate: " in head
+        (request_id,) = re.findall(rb"\r\nx-request-id: ([^\r]+)", head)
+        ids.append(request_id)
+    assert ids[2] == b"mine-1"
+    assert len(set(ids)) == 4
