@@ -38,7 +38,7 @@ _SERVE_PREFIXES = (b"x-ray-", b"x-serve-router-")
 STANDBY_HEADER = "x-served-by"
 _SESSION_HEADER = "x-serve-router-session"  # in place of x-session-id, which applications may want for themselves
 
-# HAProxy speaks for us where no replica can. Serve makes a bare 500 of all these, which clients repeat at once.
+# HAProxy speaks for us where no replica can, but for what it can't parse: its words for that are fixed. Serve makes a bare 500 of all these, which clients repeat at once.
 _ERROR = '{{"error":{{"message":"{message}","type":"{type}","param":null,"code":"{code}"}}}}'
 _UNAVAILABLE = "status 503 content-type application/json string '{}' hdr retry-after 1".format(
     _ERROR.format(
@@ -54,7 +54,7 @@ _LOST_ERROR = _ERROR.format(
     code="outcome_unknown",
 )
 _INVALID_ERROR = _ERROR.format(
-    message="this is no request that HTTP allows, or its head is too large or too slow",
+    message="this is no request that HTTP/1.1 allows: look at its method, and at its one Host header",
     type="invalid_request_error",
     code="invalid_request",
 )
@@ -63,7 +63,7 @@ _ERRORS = "".join(
     for answer in (
         _UNAVAILABLE,
         *(_LOST.format(status, _LOST_ERROR) for status in (502, 504)),
-        *(_LOST.format(status, _INVALID_ERROR) for status in (400, 408, 422)),
+        _LOST.format(400, _INVALID_ERROR),
     )
 )
 
@@ -151,8 +151,10 @@ def http_middlewares() -> list[Any]:
     """Serve's callback: what its HTTP servers run before their own code. Called in each replica as it starts."""
     from starlette.middleware import Middleware  # noqa: PLC0415 - this file also runs without any package
 
+    from serve.http10 import WholeForOldClients  # noqa: PLC0415
+
     _bind_replica_to_its_node()
-    return [Middleware(WithoutServeHeaders)]
+    return [Middleware(WholeForOldClients), Middleware(WithoutServeHeaders)]
 
 
 def _bind_replica_to_its_node() -> None:

@@ -103,7 +103,12 @@ async def _on_starlette_error(request: Request, error: Exception) -> Response:
 def build_app(body_bytes_max: int) -> FastAPI:
     """The surface but for the chat route. ``app.state.services`` must be set before the first request."""
     app = FastAPI(
-        title="Tenantry", version=version("tenantry"), docs_url=None, redoc_url=None, max_body_size=body_bytes_max
+        title="Tenantry",
+        version=version("tenantry"),
+        docs_url=None,
+        redoc_url=None,
+        max_body_size=body_bytes_max,
+        separate_input_output_schemas=False,
     )
     app.include_router(commands)
     app.include_router(keyed_writes)
@@ -162,7 +167,7 @@ def build_app(body_bytes_max: int) -> FastAPI:
         ready = services.bus.is_connected
         return JSONResponse({"status": "ready" if ready else "bus away"}, status_code=200 if ready else 503)
 
-    openapi.document_models(app)
+    openapi.document_all(app)
     return app
 
 

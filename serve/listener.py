@@ -15,12 +15,12 @@ import re
 import socket
 from collections.abc import Callable, Iterator
 from enum import Enum
-from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from serve.asgi import App, Message, Receive, Scope, Send
+from serve.asgi import App, Receive, Scope, Send
+from serve.http10 import WholeAnswer
 from serve.http_errors import HttpError, error_body, error_headers
 
 log = logging.getLogger(__name__)
@@ -154,25 +154,6 @@ class BoundedApp:
             await self._app(scope, receive, send)
         finally:
             self._under_way -= 1
-
-
-class WholeAnswer:
-    """Stands in for ``send`` where a client of HTTP/1.0 asks: it can't read chunks, so a stream comes in one piece."""
-
-    def __init__(self, send: Send) -> None:
-        self._send, self._start, self._parts = send, dict[str, Any](), list[bytes]()
-
-    async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self._start = dict(message)
-            return
-        self._parts.append(message.get("body", b""))
-        if message.get("more_body", False):
-            return
-        body = b"".join(self._parts)
-        headers = [header for header in self._start["headers"] if header[0].lower() != b"content-length"]
-        await self._send({**self._start, "headers": [*headers, (b"content-length", b"%d" % len(body))]})
-        await self._send({"type": "http.response.body", "body": body})
 
 
 async def _refuse(send: Send) -> None:

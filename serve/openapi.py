@@ -1,4 +1,6 @@
-"""OpenAPI for the routes of models, which FastAPI does not see: their schemas come from the types that parse them."""
+"""OpenAPI as it is: the routes of models, which FastAPI does not see (their schemas come from the types that parse them), who
+may call what, and the errors.
+"""
 
 from typing import Any
 
@@ -25,6 +27,7 @@ _ERROR = {
         }
     },
 }
+_ERROR_CONTENT = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
 _STATUSES = {
     "400": "The request is malformed",
     "401": "The key is not valid",
@@ -62,8 +65,20 @@ _HEADERS = (
 )
 
 
-def document_models(app: FastAPI) -> None:
-    """Make ``app.openapi`` describe the routes of models, errors included."""
+_SECURITY: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("/admin/", ("admin_key",)),
+    ("/v1/", ("tenant_key",)),
+    ("/metrics", ("admin_key", "metrics_key")),
+)
+_SCHEMES = {
+    "admin_key": "An operator's key",
+    "tenant_key": "A key of a tenant; its scopes and models bound what it may do",
+    "metrics_key": "Reads /metrics and nothing else",
+}
+
+
+def document_all(app: FastAPI) -> None:
+    """Make ``app.openapi`` describe the routes of models, who may call what, and errors as they are."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -76,9 +91,41 @@ def document_models(app: FastAPI) -> None:
         parts["Error"] = _ERROR
         schema["paths"].setdefault(CHAT_PATH, {"post": _chat(bodies[0])})
         schema["paths"].setdefault(EMBEDDINGS_PATH, {"post": _embeddings(bodies[1])})
+        schema["components"]["securitySchemes"] = {
+            name: {"type": "http", "scheme": "bearer", "description": text} for name, text in _SCHEMES.items()
+        }
+        for path, operations in schema["paths"].items():
+            for operation in operations.values():
+                _say_who_may(operation, path)
+                _say_how_it_fails(operation)
+        for unused in ("HTTPValidationError", "ValidationError"):
+            parts.pop(unused, None)
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _say_who_may(operation: dict[str, Any], path: str) -> None:
+    """A bearer token, where FastAPI saw a header."""
+    others = [one for one in operation.get("parameters", ()) if (one["in"], one["name"]) != ("header", "authorization")]
+    operation.pop("parameters", None)
+    if others:
+        operation["parameters"] = others
+    names = next((names for prefix, names in _SECURITY if path.startswith(prefix)), ())
+    operation["security"] = [{name: []} for name in names]
+
+
+def _say_how_it_fails(operation: dict[str, Any]) -> None:
+    """In OpenAI's shape, and never as FastAPI's own 422."""
+    responses = operation["responses"]
+    invalid = responses.get("422", {}).get("content", {}).get("application/json", {}).get("schema", {})
+    if invalid.get("$ref", "").endswith("/HTTPValidationError"):
+        del responses["422"]
+    for statuses, text in (
+        ("4XX", "The request is at fault, or a limit"),
+        ("5XX", "The platform is, or what is behind it"),
+    ):
+        responses[statuses] = {"description": text, "content": _ERROR_CONTENT}
 
 
 def _chat(body: dict[str, Any]) -> dict[str, Any]:
@@ -100,7 +147,6 @@ def _embeddings(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _operation(body: dict[str, Any], answer: str, more: dict[str, Any]) -> dict[str, Any]:
-    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     return {
         "tags": ["openai"],
         "parameters": [
@@ -114,6 +160,6 @@ def _operation(body: dict[str, Any], answer: str, more: dict[str, Any]) -> dict[
                 "headers": {name: {"description": text, "schema": schema} for name, text, schema in _HEADERS},
                 "content": {"application/json": {"schema": {"type": "object"}}, **more},
             },
-            **{status: {"description": text, "content": error} for status, text in _STATUSES.items()},
+            **{status: {"description": text, "content": _ERROR_CONTENT} for status, text in _STATUSES.items()},
         },
     }

@@ -276,16 +276,26 @@ def test_serves_own_headers_have_no_effect(platform: UpProcess) -> None:
     assert answer.choices[0].message.content
 
 
-@pytest.mark.parametrize(
-    "request_line", ["GET / HTTP/1.1\r\n\r\n", "FOO / HTTP/1.1\r\nHost: x\r\n\r\n", "no request\r\n\r\n"]
-)
-def test_what_is_no_request_is_told_so_in_json_at_the_proxy_too(platform: UpProcess, request_line: str) -> None:
+def test_what_is_no_request_is_told_so_in_json_and_http_1_0_gets_no_chunks(platform: UpProcess) -> None:
+    """At the proxy, as at the own door."""
+    for request in ("GET / HTTP/1.1", "FOO / HTTP/1.1\r\nHost: x"):
+        head, body = _said(platform, f"{request}\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400 ")
+        assert json.loads(body)["error"]["code"] == "invalid_request"
+    prompt = json.dumps({"model": LOCAL_MODEL, "messages": ask("Hi"), "max_tokens": 4, "stream": True})
+    key = f"Authorization: Bearer {platform.running.demo_key}\r\nContent-Length: {len(prompt)}"
+    head, body = _said(platform, f"POST /v1/chat/completions HTTP/1.0\r\n{key}\r\n\r\n{prompt}")
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert body.startswith(b"data: {")
+
+
+def _said(platform: UpProcess, request: str) -> tuple[bytes, bytes]:
+    """Head and body of what comes back until the other side closes."""
     url = httpx.URL(platform.running.base_url)
     with socket.create_connection((url.host, url.port or 80), timeout=60) as connection:
-        connection.sendall(request_line.encode())
+        connection.sendall(request.encode())
         head, _, body = connection.makefile("rb").read().partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 400 ")
-    assert json.loads(body)["error"]["code"] == "invalid_request"
+    return head, body
 
 
 def test_a_replica_has_a_door_of_its_own(platform: UpProcess, admin: httpx.Client) -> None:
