@@ -1,50 +1,40 @@
-"""A tenant in memory: its mailbox, its turns, its epoch.
+"""A tenant in memory: claimed under an epoch, replayed, then asked, turn after turn, until it is let go.
 
 A turn takes the commands that wait, decides each on the state so far, appends all resulting events in one conditional
 write, and only then changes the state and replies. What is not durable did not happen.
 """
 
 import asyncio
-import hashlib
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import reduce
-from typing import Protocol
 
 import msgspec
 
-from actors.aggregate import STATE_SCHEMA, State, answer, decide, evolve, fold, is_query
+from actors import snapshots
+from actors.aggregate import State, is_query
+from actors.alarm import ALARM_HORIZON_S, Alarm
 from actors.commit import Committer
+from actors.effects import Effects, NoEffects
 from actors.fairness import Share
-from actors.persistent import decode_hook, encode_hook
+from actors.mailbox import Mailbox, Message
+from actors.memory import Memory
+from actors.ownership import Ownership
 from actors.run.state import Run
 from actors.run.state import evolve as evolve_run
+from actors.turn import Draft, Request, open_request
 from events import tracing
-from events.catalog import DomainCommand, DomainEvent, decode_command
 from events.clock import Clock
-from events.codec import (
-    GENESIS,
-    Record,
-    StoredEvent,
-    chain,
-    encode_data,
-    next_hash,
-    open_record,
-)
-from events.envelope import DEFECT, Envelope, Failed, Ok, Reply, decode_envelope, encode, moved_reply, reply_for
+from events.codec import chain, open_record
+from events.envelope import Envelope, Reply, encode, moved_reply, reply_for
 from events.errors import (
     ChainBrokenError,
     CommandIdReusedError,
     FencedError,
     IntegrityError,
-    InvalidCommandError,
-    KeyUnreadableError,
     OverloadedError,
     PlatformError,
-    Refusal,
     StoreUnavailableError,
     TenantClosedError,
     TenantErasedError,
@@ -56,86 +46,21 @@ from events.ids import derived_id
 from events.keys import Keys
 from events.run import ReopenRun, RetryRun, RunEvent, run_stream
 from events.scan import scan
-from events.sealing import WITHOUT_KEY, Cipher, open_bytes, seal_bytes
-from events.store import REPLY_SEAL, Append, Appended, CommandResult, EventStore, Head, Known, Placement, Snapshot
-from events.tenant import CommandNoted
+from events.sealing import WITHOUT_KEY, Cipher, open_bytes
+from events.store import REPLY_SEAL, Append, Appended, CommandResult, EventStore, Known, Placement
 from events.timers import FireTimers
 from events.witness import loss
 
 log = logging.getLogger(__name__)
 
-MAILBOX_MAX = 1_024
-MAILBOX_BYTES_MAX = 8 * 1024 * 1024
-SNAPSHOT_EVERY_EVENTS = 1_000  # bounds what an activation must replay to some milliseconds
-COMMAND_ID_MAX = 128
-# A refusal or a read writes nothing, so nothing fences it: it is given only on ownership proven this recently.
-OWNERSHIP_TRUSTED_S = 1.0
 # A store that is away for longer is reported to the callers instead of waited for.
 STORE_PATIENCE_S = 15.0
 _RETRY_FIRST_S, _RETRY_MAX_S = 0.05, 1.0
 _REPLAYED_AT_ONCE = 64  # events
-# What is due within that time is fired from here, to the millisecond; the scan of the durable timers, which finds all that
-# is due, may be a second late.
-ALARM_HORIZON_S = 10.0
-_EARLY_S = 0.001  # the loop's clock is not the wall's: an alarm before its time would find nothing due
-RETRY_AFTER_S_MAX = 10.0
-_SNAPSHOT, _REPLY = "snapshot", REPLY_SEAL  # what sealed bytes are, so that none is opened as another
 
 _UNTRACED = nullcontext()
 _FIRE = msgspec.Raw(encode(FireTimers()))
 Respond = Callable[[str, bytes], None]  # subject to reply to, encoded reply
-
-
-class Request(msgspec.Struct, frozen=True):
-    """A command as it lies in a turn, with where its answer goes."""
-
-    envelope: Envelope
-    command: DomainCommand | ReopenRun
-    body_hash: bytes
-    reply_to: str
-
-
-class Draft(msgspec.Struct):
-    """A turn in the making: state after the commands decided so far, and what would be written."""
-
-    state: State
-    versions: dict[str, int]
-    records: list[Record]
-    events: list[DomainEvent]
-    commands: list[CommandResult]
-    replies: list[tuple[str, bytes]]  # encoded; not to be sent before the append
-    unfenced: list[tuple[Request, Reply]]  # wrote nothing: refusals, reads, no-ops
-
-
-class Folded(msgspec.Struct, frozen=True, array_like=True):
-    """What a snapshot holds: the state, and how many events each stream had by then."""
-
-    state: State
-    versions: dict[str, int]
-
-
-_encode_folded = msgspec.msgpack.Encoder(enc_hook=encode_hook).encode
-_decode_folded = msgspec.msgpack.Decoder(Folded, dec_hook=decode_hook).decode
-
-
-class Effects(Protocol):
-    """What a tenant's events bring about beyond the log: started after they are durable, and never awaited."""
-
-    def appended(self, tenant: str, state: State, events: Sequence[DomainEvent], cipher: Cipher) -> None:
-        """``state`` is the one after the events."""
-        ...
-
-    def activated(self, tenant: str, state: State, cipher: Cipher) -> None:
-        """The state as it was replayed: what the activation before this one may not have got to is started again."""
-        ...
-
-
-class NoEffects:
-    def appended(self, tenant: str, state: State, events: Sequence[DomainEvent], cipher: Cipher) -> None:
-        pass
-
-    def activated(self, tenant: str, state: State, cipher: Cipher) -> None:
-        pass
 
 
 class Activation:
@@ -166,28 +91,24 @@ class Activation:
         self._serves, self._on_misplaced = serves, on_misplaced
         self._keys, self._effects = keys, effects or NoEffects()
         self._cipher: Cipher = WITHOUT_KEY
-        self._mailbox: deque[tuple[bytes, str]] = deque()
-        self._mailbox_bytes = 0
+        self._mailbox = Mailbox()
         self._command_took_s = 0.0  # of the last turn
         self._used_at = time.monotonic()
         self._running: asyncio.Task[None] | None = None
         self._ended = False
-        self._state = State()
-        self._versions: dict[str, int] = {}
-        self._position, self._head = 0, GENESIS
-        self._epoch, self._owned_at = 0, 0.0
+        self._memory = Memory()
+        self._ownership = Ownership(store, tenant)
         self._snapshot_position = 0
         self._timer_us = -1  # unknown: the first append sets it
-        self._alarm: asyncio.TimerHandle | None = None
-        self._alarm_us = 0
+        self._alarm = Alarm(clock, self._fire)
 
     @property
     def state(self) -> State:
-        return self._state
+        return self._memory.state
 
     @property
     def position(self) -> int:
-        return self._position
+        return self._memory.position
 
     @property
     def used_at(self) -> float:
@@ -208,14 +129,14 @@ class Activation:
 
         Raises:
             TenantErasedError: Its data was destroyed on purpose.
-        TenantClosedError: The tenant was halted; a person has to look.
-        LogRewoundError: The store holds less than was acknowledged; the tenant is halted now.
+            TenantClosedError: The tenant was halted; a person has to look.
+            LogRewoundError: The store holds less than was acknowledged; the tenant is halted now.
             IntegrityError: The log is not what the store says it is.
         """
         asked_at = time.monotonic()
         head = await self._store.claim(self.tenant)
         failpoint("claim.after_epoch_before_load", self.tenant)
-        self._epoch, self._owned_at = head.epoch, asked_at
+        self._ownership.begin(head.epoch, asked_at)
         if head.status == "erased":
             raise TenantErasedError(f"tenant {self.tenant!r} is erased: nothing can be asked of it any more")
         if head.status != "active":
@@ -225,30 +146,18 @@ class Activation:
             await self._halt(rewound)
             raise rewound
         self._cipher = await self._keys.cipher(self.tenant, create=True)
-        await self._load_snapshot(head)
+        memory = self._memory
+        await snapshots.load_snapshot(self._store, self.tenant, head, self._cipher, memory)
+        self._snapshot_position = memory.position
         await self._catch_up()
-        if self._position < head.position or (self._position == head.position and self._head != head.hash):
-            raise ChainBrokenError(self.tenant, self._position + 1, f"the store says that {head.position} are there")
-        self._effects.activated(self.tenant, self._state, self._cipher)
-        self._set_alarm()
-
-    def _set_alarm(self) -> None:
-        """Have the next timer fired in time, where that is soon. Losing an alarm loses nothing: the timer lies in the store."""
-        due_us = self._state.next_timer_us
-        if due_us == self._alarm_us:
-            return
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
-        self._alarm_us = 0
-        delay_s = max(0.0, (due_us - self._clock.now_us()) / 1e6)
-        if due_us and delay_s < ALARM_HORIZON_S:
-            self._alarm_us = due_us
-            self._alarm = asyncio.get_running_loop().call_later(delay_s + _EARLY_S, self._fire)
+        if memory.position < head.position or (memory.position == head.position and memory.head != head.hash):
+            raise ChainBrokenError(self.tenant, memory.position + 1, f"the store says that {head.position} are there")
+        self._effects.activated(self.tenant, memory.state, self._cipher)
+        self._alarm.set(memory.state.next_timer_us)
 
     def _fire(self) -> None:
         """As the scan would ask, but from here; where both do, the second finds nothing due."""
-        command_id = derived_id(self.tenant, "alarm", str(self._epoch), str(self._position))
+        command_id = derived_id(self.tenant, "alarm", str(self._ownership.epoch), str(self._memory.position))
         envelope = Envelope(
             command_id=command_id,
             tenant=self.tenant,
@@ -262,36 +171,11 @@ class Activation:
         self.deliver(encode(envelope), "")
         self._used_at = used_at  # a timer is no reason to stay in memory
 
-    async def _load_snapshot(self, head: Head) -> None:
-        """Begin the replay at the newest snapshot that fits the log; at the first event where none does."""
-        for snapshot in await self._store.load_snapshots(self.tenant):
-            if snapshot.schema != STATE_SCHEMA or not 0 < snapshot.position <= head.position:
-                continue
-            page = await self._store.read(self.tenant, snapshot.position - 1, 1)
-            if not page or page[0].hash != snapshot.hash:
-                continue
-            try:
-                folded = _decode_folded(open_bytes(self._cipher, _SNAPSHOT, snapshot.state) or b"")
-            except (msgspec.DecodeError, UnicodeDecodeError, KeyUnreadableError):
-                log.warning("tenant.snapshot_unreadable tenant=%s position=%s", self.tenant, snapshot.position)
-                continue
-            self._state, self._versions = folded.state, folded.versions
-            self._position, self._head = snapshot.position, snapshot.hash
-            self._snapshot_position = snapshot.position
-            return
-
     async def save_snapshot(self) -> None:
         """A cache: losing it costs a longer replay, so a store that is away is no reason to fail."""
-        if self._position == self._snapshot_position:
-            return
-        state = seal_bytes(self._cipher, _SNAPSHOT, _encode_folded(Folded(self._state, self._versions)))
-        snapshot = Snapshot(STATE_SCHEMA, self._position, self._head, state)
-        self._snapshot_position = snapshot.position
-        failpoint("snap.before_write")
-        try:
-            await self._store.save_snapshot(self.tenant, snapshot)
-        except PlatformError as error:
-            log.warning("tenant.snapshot_lost tenant=%s position=%s: %s", self.tenant, snapshot.position, error)
+        if self._memory.position != self._snapshot_position:
+            self._snapshot_position = self._memory.position
+            await snapshots.save_snapshot(self._store, self.tenant, self._cipher, self._memory)
 
     def deliver(self, data: bytes, reply_to: str) -> None:
         """Put a command into the mailbox; a full mailbox answers at once, as long as it is surely the owner's."""
@@ -299,19 +183,14 @@ class Activation:
             self._send(reply_to, encode(moved_reply))
             return
         self._used_at = time.monotonic()
-        if len(self._mailbox) >= MAILBOX_MAX or self._mailbox_bytes >= MAILBOX_BYTES_MAX:
-            if self._surely_owns:
-                refusal = OverloadedError(self.tenant, len(self._mailbox), self._wait_s())
-                self._send(reply_to, encode(reply_for(refusal)))
+        if self._mailbox.is_full:
+            if self._ownership.is_sure:
+                wait_s = self._mailbox.wait_s(self._command_took_s)
+                self._send(reply_to, encode(reply_for(OverloadedError(self.tenant, len(self._mailbox), wait_s))))
             return
-        self._mailbox.append((data, reply_to))
-        self._mailbox_bytes += len(data)
+        self._mailbox.put(data, reply_to)
         if self._running is None:
             self._running = asyncio.create_task(self._run(), name=f"turns-{self.tenant}")
-
-    def _wait_s(self) -> float:
-        """About how long the mailbox takes to empty, in tenths of a second, at the pace of the last turn."""
-        return max(0.1, min(round(len(self._mailbox) * self._command_took_s, 1), RETRY_AFTER_S_MAX))
 
     async def drain(self) -> None:
         """Finish what is in the mailbox."""
@@ -322,10 +201,8 @@ class Activation:
         """Let the tenant go. What waits in the mailbox was not begun: whoever asked is told to ask again."""
         if not self._ended:
             self._ended = True
-            if self._alarm is not None:
-                self._alarm.cancel()
-            self._send_away(reply_to for _, reply_to in self._mailbox)
-            self._mailbox.clear()
+            self._alarm.cancel()
+            self._send_away(reply_to for _, reply_to in self._mailbox.clear())
             self._on_end(self)
 
     def _send_away(self, reply_tos: Iterable[str]) -> None:
@@ -333,15 +210,9 @@ class Activation:
         for reply_to in reply_tos:
             self._send(reply_to, moved)
 
-    def _take(self) -> list[tuple[bytes, str]]:
-        """The commands of the next turn: this tenant's share of a round, and at least one."""
-        commands, size_bytes = self._share.turn(self.tenant, time.monotonic())
-        taken: list[tuple[bytes, str]] = []
-        while self._mailbox and len(taken) < commands and size_bytes > 0:
-            message = self._mailbox.popleft()
-            size_bytes -= len(message[0])
-            self._mailbox_bytes -= len(message[0])
-            taken.append(message)
+    def _take(self) -> list[Message]:
+        """The commands of the next turn: this tenant's share of a round."""
+        taken = self._mailbox.take(self._share.turn(self.tenant, time.monotonic()))
         self._share.took(len(taken))
         return taken
 
@@ -350,29 +221,30 @@ class Activation:
             while self._mailbox and not self._ended:
                 began, messages = time.monotonic(), self._take()
                 await self._turn(messages)
-                if self._state.is_erased:
+                state = self._memory.state
+                if state.is_erased:
                     self.end()
                     return
                 self._command_took_s = (time.monotonic() - began) / len(messages)
-                if self._position - self._snapshot_position >= SNAPSHOT_EVERY_EVENTS:
+                if self._memory.position - self._snapshot_position >= snapshots.SNAPSHOT_EVERY_EVENTS:
                     await self.save_snapshot()
-                if self._state.exists and self._state.placement != self._serves:
+                if state.exists and state.placement != self._serves:
                     self._on_misplaced(self)
                 await asyncio.sleep(0)  # a turn that only read awaited nothing: now the others
         except FencedError as error:
-            log.warning("tenant.fenced tenant=%s epoch=%s: %s", self.tenant, self._epoch, error)
+            log.warning("tenant.fenced tenant=%s epoch=%s: %s", self.tenant, self._ownership.epoch, error)
             self.end()
         except StoreUnavailableError as error:
             # whether the last append happened is unknown; the next activation reads it from the log
-            log.warning("tenant.store_away tenant=%s position=%s: %s", self.tenant, self._position, error)
+            log.warning("tenant.store_away tenant=%s position=%s: %s", self.tenant, self._memory.position, error)
             self.end()
         except IntegrityError as error:
-            log.exception("tenant.halted tenant=%s position=%s", self.tenant, self._position)
+            log.exception("tenant.halted tenant=%s position=%s", self.tenant, self._memory.position)
             await self._halt(error)
             self.end()
         except Exception as error:
             # a defect: the state may be half a turn ahead of the log, so it is thrown away and replayed
-            log.exception("tenant.crashed tenant=%s position=%s", self.tenant, self._position)
+            log.exception("tenant.crashed tenant=%s position=%s", self.tenant, self._memory.position)
             self.crash = f"{type(error).__name__}: {error}"
             self.end()
         finally:
@@ -381,16 +253,27 @@ class Activation:
     async def _halt(self, error: IntegrityError) -> None:
         """So that the next activation doesn't fork the log either."""
         try:
-            await self._store.halt(self.tenant, self._epoch, str(error))
+            await self._store.halt(self.tenant, self._ownership.epoch, str(error))
         except PlatformError as failure:
             log.warning("tenant.halt_failed tenant=%s: %s", self.tenant, failure)
 
-    async def _turn(self, messages: Sequence[tuple[bytes, str]]) -> None:
-        waiting = [request for data, reply_to in messages if (request := self._open(data, reply_to))]
+    async def _turn(self, messages: Sequence[Message]) -> None:
+        waiting = self._opened(messages)
         for at, request in enumerate(waiting):
-            if isinstance(request.command, RetryRun) and request.command.run_id not in self._state.runs.open:
+            if isinstance(request.command, RetryRun) and request.command.run_id not in self._memory.state.runs.open:
                 waiting[at] = await self._with_history(request, request.command.run_id)
         await self._serve(waiting)
+
+    def _opened(self, messages: Sequence[Message]) -> list[Request]:
+        now_us, requests = self._clock.now_us(), list[Request]()
+        for data, reply_to in messages:
+            failpoint("actor.before_decode")
+            opened = open_request(self.tenant, data, reply_to, now_us)
+            if isinstance(opened, Request):
+                requests.append(opened)
+            elif opened is not None:
+                self._send(reply_to, encode(opened))
+        return requests
 
     async def _with_history(self, request: Request, run_id: str) -> Request:
         """The memory of an ended run is its stream: read it, so that what follows is decided on it. Unchanged where there
@@ -405,12 +288,13 @@ class Activation:
             version += len(page)
         if not version:
             return request
-        self._versions[stream] = version
+        self._memory.versions[stream] = version
         return msgspec.structs.replace(request, command=ReopenRun(run_id, encode(run)))
 
     async def _serve(self, waiting: Sequence[Request]) -> None:
         while waiting and not self._ended:
-            draft = self._decide_all(waiting)
+            draft = Draft(self.tenant, self._ownership.epoch, self._cipher, self._memory, self._clock.now_us())
+            draft.decide_all(waiting)
             try:
                 with self._traced(draft, waiting):
                     known = await self._commit(draft)
@@ -425,7 +309,7 @@ class Activation:
                 for reply_to, encoded in draft.replies:
                     self._send(reply_to, encoded)
                     failpoint("actor.mid_replies")
-                self._effects.appended(self.tenant, self._state, draft.events, self._cipher)
+                self._effects.appended(self.tenant, draft.state, draft.events, self._cipher)
                 await self._answer_unfenced(draft.unfenced)
                 return
             waiting = await self._answer_known(waiting, known)
@@ -455,102 +339,19 @@ class Activation:
         await self._serve(waiting[:middle])
         await self._serve(waiting[middle:])
 
-    def _open(self, data: bytes, reply_to: str) -> Request | None:
-        """The message as a request; None where it was answered or dropped already."""
-        failpoint("actor.before_decode")
-        try:
-            envelope = decode_envelope(data)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            self._send(reply_to, encode(reply_for(InvalidCommandError(f"not an envelope: {error}"))))
-            return None
-        if envelope.deadline_us < self._clock.now_us():
-            return None  # nobody waits for the answer any more
-        try:
-            if not 0 < len(envelope.command_id) <= COMMAND_ID_MAX:
-                raise TooLargeError("a command id in characters", len(envelope.command_id), COMMAND_ID_MAX)
-            if envelope.tenant != self.tenant:
-                raise InvalidCommandError(f"a command for {envelope.tenant!r} came to tenant {self.tenant!r}")
-            command = decode_command(envelope.body)
-        except Refusal as refusal:
-            self._send(reply_to, encode(reply_for(refusal)))
-            return None
-        return Request(envelope, command, hashlib.sha256(envelope.body).digest(), reply_to)
-
-    def _decide_all(self, requests: Sequence[Request]) -> Draft:
-        draft = Draft(self._state, dict(self._versions), [], [], [], [], [])
-        now_us = self._clock.now_us()
-        first: dict[str, tuple[bytes, Reply]] = {}
-        for request in requests:
-            command_id = request.envelope.command_id
-            if command_id in first:  # asked again before the first was answered
-                body_hash, reply = first[command_id]
-                same = body_hash == request.body_hash
-                draft.unfenced.append((request, reply if same else reply_for(CommandIdReusedError(command_id))))
-                continue
-            reply = self._decide_one(draft, request, now_us)
-            if not is_query(request.command):
-                first[command_id] = (request.body_hash, reply)
-        return draft
-
-    def _decide_one(self, draft: Draft, request: Request, now_us: int) -> Reply:
-        try:
-            events = decide(draft.state, self.tenant, request.command, now_us)
-            after = reduce(evolve, events, draft.state)
-            result = answer(after, self.tenant, request.command, now_us)
-        except Refusal as refusal:
-            return self._without_events(draft, request, reply_for(refusal))
-        except Exception:  # pure code has failed: a defect, which one tenant's command must not turn into an outage
-            log.exception("tenant.decide_failed tenant=%s command=%s", self.tenant, type(request.command).__name__)
-            return self._without_events(draft, request, Failed(DEFECT, "the command could not be decided"))
-        if not events and request.envelope.is_keyed and after.exists and not is_query(request.command):
-            events = [CommandNoted()]
-            after = evolve(after, events[0])
-        reply = Ok(result, self._position + len(draft.records) + len(events))
-        if not events:
-            return self._without_events(draft, request, reply)
-        for event in events:
-            draft.records.append(self._record(draft, request.envelope, event, now_us))
-            draft.events.append(event)
-        draft.state = after
-        encoded = encode(reply)
-        kept = seal_bytes(self._cipher, _REPLY, encoded) if request.command.reply_is_personal else encoded
-        draft.commands.append(CommandResult(request.envelope.command_id, request.body_hash, kept))
-        draft.replies.append((request.reply_to, encoded))
-        return reply
-
-    @staticmethod
-    def _without_events(draft: Draft, request: Request, reply: Reply) -> Reply:
-        draft.unfenced.append((request, reply))
-        return reply
-
-    def _record(self, draft: Draft, envelope: Envelope, event: DomainEvent, now_us: int) -> Record:
-        stream = event.stream
-        version = draft.versions[stream] = draft.versions.get(stream, 0) + 1
-        return Record(
-            stream=stream,
-            version=version,
-            time_us=now_us,
-            command_id=envelope.command_id,
-            actor=envelope.actor,
-            correlation_id=envelope.correlation_id,
-            causation_id=envelope.causation_id,
-            epoch=self._epoch,
-            data=encode_data(event, self._cipher),
-        )
-
     async def _commit(self, draft: Draft) -> Sequence[str] | None:
         """Write the draft and make it the state. A list: nothing was written, because these command ids were answered
         before (empty: the log has more than we knew).
         """
         if not draft.records:
             return None
-        timer_us = draft.state.next_timer_us
+        memory, timer_us = self._memory, draft.state.next_timer_us
         request = Append(
             tenant=self.tenant,
-            epoch=self._epoch,
-            expected_position=self._position,
-            previous_hash=self._head,
-            entries=chain(self._head, draft.records),
+            epoch=self._ownership.epoch,
+            expected_position=memory.position,
+            previous_hash=memory.head,
+            entries=chain(memory.head, draft.records),
             commands=draft.commands,
             placement=draft.state.placement,
             status="erased" if draft.state.is_erased else "active",
@@ -559,13 +360,9 @@ class Activation:
         outcome = await self._append_until_known(request)
         if not isinstance(outcome, Appended):
             return outcome
-        self._state, self._versions = draft.state, draft.versions
-        for event in draft.events:
-            if event.ends_stream:
-                self._versions.pop(event.stream, None)
-        self._position, self._head = outcome.last_position, request.entries[-1].hash
+        memory.written(draft.state, draft.versions, draft.events, outcome.last_position, request.entries[-1].hash)
         self._timer_us = timer_us
-        self._set_alarm()
+        self._alarm.set(timer_us)
         return None
 
     async def _append_until_known(self, request: Append) -> Appended | Sequence[str]:
@@ -589,7 +386,7 @@ class Activation:
             except CommandIdReusedError as error:
                 return [error.command_id]
             else:
-                self._owned_at = asked_at  # not later: ownership is known for the time of asking
+                self._ownership.proven(asked_at)
                 return list(outcome.replies) if isinstance(outcome, Known) else outcome
             await asyncio.sleep(delay_s)  # back-off: the only way to learn that the store is back is to ask it
             delay_s = min(delay_s * 2, _RETRY_MAX_S)
@@ -598,9 +395,9 @@ class Activation:
         """Ours alone is the epoch, so the log can only hold more than we know (an append of ours whose answer got lost).
         A log that holds less has lost what was acknowledged: stop, rather than fork it.
         """
-        before = self._position
+        before = self._memory.position
         await self._catch_up()
-        if self._position == before:
+        if self._memory.position == before:
             raise IntegrityError(f"the store has lost acknowledged events: {error}; restore it before going on")
         return []
 
@@ -625,10 +422,10 @@ class Activation:
         commands = [request.envelope.command_id for request, _ in unfenced if not is_query(request.command)]
         try:
             stored = await self._store.replies(self.tenant, commands) if commands else {}
-            await self._prove_ownership()
+            await self._ownership.prove()
             if any(isinstance(request.command, FireTimers) for request, _ in unfenced):
                 # nothing was due after all: without this the tenant would be woken for it every second
-                await self._store.set_timer(self.tenant, self._state.next_timer_us)
+                await self._store.set_timer(self.tenant, self._memory.state.next_timer_us)
         except StoreUnavailableError as error:
             log.warning("tenant.unanswered tenant=%s requests=%s: %s", self.tenant, len(unfenced), error)
             return  # who can't prove to be the owner says nothing; they ask again
@@ -639,64 +436,29 @@ class Activation:
             before = None if is_query(request.command) else stored.get(request.envelope.command_id)
             self._send(request.reply_to, encode(reply) if before is None else self._first_answer(before, request))
 
-    @property
-    def _surely_owns(self) -> bool:
-        return time.monotonic() - self._owned_at < OWNERSHIP_TRUSTED_S
-
     def owned(self, epoch: int | None, asked_at: float) -> None:
         """The store's epoch, at a time (monotonic seconds) after it was asked: where it is another's, let go."""
-        if epoch == self._epoch:
-            self._owned_at = max(self._owned_at, asked_at)
+        if epoch == self._ownership.epoch:
+            self._ownership.proven(asked_at)
         elif not self._ended:
             log.warning(
-                "tenant.fenced tenant=%s epoch=%s: epoch is %s, found while idle", self.tenant, self._epoch, epoch
-            )
+                "tenant.fenced tenant=%s epoch=%s: epoch is %s, found while idle",
+                self.tenant, self._ownership.epoch, epoch,
+            )  # fmt: skip
             self.end()
 
-    async def _prove_ownership(self) -> None:
-        if self._surely_owns:
-            return
-        asked_at = time.monotonic()
-        await self._store.check(self.tenant, self._epoch)
-        self._owned_at = asked_at
-
     async def _catch_up(self) -> None:
-        async for page in scan(self._store, self.tenant, self._position):
+        async for page in scan(self._store, self.tenant, self._memory.position):
             for first in range(0, len(page), _REPLAYED_AT_ONCE):
-                self._replay(page[first : first + _REPLAYED_AT_ONCE])
+                self._memory.replay(self.tenant, page[first : first + _REPLAYED_AT_ONCE], self._cipher)
+                self._timer_us = -1  # set by an append whose answer never came, or by another activation
                 await asyncio.sleep(0)  # a long log is no reason for the shard's others to wait
-
-    def _replay(self, page: Sequence[StoredEvent]) -> None:
-        """Fold a page into the state, all of it or nothing. Raises ChainBrokenError where an event does not follow."""
-        versions: dict[str, int] = {}
-        ended: set[str] = set()
-        events: list[DomainEvent] = []
-        head, cipher = self._head, self._cipher
-        for stored in page:
-            written = stored.record
-            head = next_hash(head, written)
-            if head != stored.hash:
-                raise ChainBrokenError(self.tenant, stored.position, "it does not follow what was replayed before")
-            record = open_record(written, cipher)
-            stream, event = record.stream, record.event
-            events.append(event)
-            versions[stream] = record.version
-            if event.ends_stream:
-                ended.add(stream)
-            elif ended:
-                ended.discard(stream)
-        state = fold(self._state, events)
-        self._state, self._position, self._head = state, page[-1].position, head
-        self._versions |= versions
-        for stream in ended:
-            del self._versions[stream]
-        self._timer_us = -1  # set by an append whose answer never came, or by another activation
 
     def _first_answer(self, before: CommandResult, request: Request) -> bytes:
         """The stored reply of a command, for its repeat; a refusal for another command under its id."""
         if before.body_hash != request.body_hash:
             return encode(reply_for(CommandIdReusedError(request.envelope.command_id)))
-        reply = open_bytes(self._cipher, _REPLY, before.reply)
+        reply = open_bytes(self._cipher, REPLY_SEAL, before.reply)
         assert reply is not None, "an activation has its tenant's key"
         return reply
 

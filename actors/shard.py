@@ -8,9 +8,10 @@ from collections.abc import Coroutine
 
 import msgspec
 
-from actors.activation import Activation, Effects, Respond
+from actors.activation import Activation, Respond
 from actors.batches import Batches
 from actors.commit import Committer
+from actors.effects import Effects
 from actors.fairness import Share
 from actors.heartbeat import Heartbeat
 from events.bus import (

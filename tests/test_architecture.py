@@ -18,6 +18,8 @@ TENANT_NOUNS = ["books", "budgets", "calls", "deciding", "keys", "lifecycle", "l
 PURE = [
     "actors/aggregate.py",
     "actors/lanes.py",
+    "actors/mailbox.py",
+    "actors/memory.py",
     "actors/policies/breaker.py",
     "actors/policies/bulkhead.py",
     "actors/policies/config.py",
@@ -32,6 +34,7 @@ PURE = [
     "actors/persistent.py",
     *(f"actors/tenant/{noun}.py" for noun in TENANT_NOUNS),
     "actors/tool_calls.py",
+    "actors/turn.py",
     "events/catalog.py",
     "events/codec.py",
     "events/messages.py",

@@ -9,7 +9,7 @@ import sys
 
 import msgspec
 
-from actors.activation import MAILBOX_MAX
+from actors.mailbox import MAILBOX_MAX
 from events.bus import Bus, ask_subject
 from events.clock import SystemClock
 from events.envelope import Envelope, Ok, Refused, decode_reply, encode

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from actors import activation
+from actors import turn
 from actors.aggregate import State, decide
 from actors.relay import Relay
 from actors.shard import Shard
@@ -107,5 +107,5 @@ def _run(kind: Kind, nats_url: str, valkey_url: str, vault_url: str, rules: str)
     sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process lives
     failpoints.arm(rules)
     if kind == "shard":
-        activation.decide = poisoned  # type: ignore[attr-defined,assignment]
+        turn.decide = poisoned  # type: ignore[attr-defined,assignment]
     asyncio.run(run_relay(nats_url, valkey_url) if kind == "relay" else run_shard(nats_url, valkey_url, vault_url))

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import msgspec
 
-from actors import activation
+from actors import turn
 from actors.aggregate import State, decide
 from events.catalog import DomainCommand, DomainEvent
 from events.failpoints import failpoint
@@ -146,7 +146,7 @@ def store(bug: str, healthy: ValkeyEventStore) -> EventStore:
     """The store with the bug in it; the healthy one where the bug is elsewhere, or none."""
     assert not bug or bug in BUGS, f"unknown bug {bug!r}, there are: {', '.join(BUGS)}"
     if bug == "check-then-increment":
-        activation.decide = CheckThenIncrement().decide  # type: ignore[attr-defined,assignment]
+        turn.decide = CheckThenIncrement().decide  # type: ignore[attr-defined,assignment]
     return cast("EventStore", STORES[bug](healthy)) if bug in STORES else healthy
 
 

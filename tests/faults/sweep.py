@@ -22,9 +22,9 @@ from typing import Literal
 
 import msgspec
 
-from actors.activation import OWNERSHIP_TRUSTED_S
 from actors.aggregate import answer
 from actors.history import state_at
+from actors.ownership import OWNERSHIP_TRUSTED_S
 from actors.supervision.timers import TimerScan
 from events.ask import Asker
 from events.bus import ACTIVATE, Bus

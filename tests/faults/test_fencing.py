@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.activation import OWNERSHIP_TRUSTED_S
+from actors.ownership import OWNERSHIP_TRUSTED_S
 from actors.shard import Shard
 from events.ask import Asker
 from events.bus import ACTIVATE, Bus
@@ -152,9 +152,9 @@ async def test_an_idle_shard_keeps_what_is_its_own(
     shard, tenant = Shard("idle", "pool", valkey_store, bus, SystemClock(), keys), tenant_id()
     await shard.host(tenant)
     activation = shard._active[tenant].activation
-    before = activation._owned_at
+    before = activation._ownership.proven_at
     async with asyncio.timeout(60):
-        while activation._owned_at == before:  # noqa: ASYNC110 - it does not tell
+        while activation._ownership.proven_at == before:  # noqa: ASYNC110 - it does not tell
             await asyncio.sleep(0.02)
     assert shard.tenants == [tenant]
     await shard.close()

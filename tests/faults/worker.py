@@ -19,7 +19,7 @@ from typing import Any, Literal, cast
 
 import msgspec
 
-from actors import activation
+from actors import snapshots
 from actors.run.dispatcher import Dispatcher
 from actors.shard import Limits, Shard
 from actors.supervision import root
@@ -177,7 +177,7 @@ def _run(plan: Plan, ready: Connection) -> None:
 
 
 async def _serve_shard(plan: Plan, ready: Connection) -> None:
-    activation.SNAPSHOT_EVERY_EVENTS = _SNAPSHOT_EVERY_EVENTS
+    snapshots.SNAPSHOT_EVERY_EVENTS = _SNAPSHOT_EVERY_EVENTS
     store = ValkeyEventStore(connect(plan.valkey_url))
     vault, keys = await open_vault(plan.vault_url)
     await store.open()

@@ -6,7 +6,8 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from actors import activation, fairness
+from actors import fairness, mailbox, ownership, snapshots
+from actors.activation import Activation
 from actors.aggregate import STATE_SCHEMA
 from actors.shard import Shard
 from events.ask import Asker
@@ -127,7 +128,7 @@ async def test_an_owner_that_was_overtaken_writes_and_answers_nothing_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Both still listen; the newer one alone answers, whatever is asked."""
-    monkeypatch.setattr(activation, "OWNERSHIP_TRUSTED_S", 0.0)
+    monkeypatch.setattr(ownership, "OWNERSHIP_TRUSTED_S", 0.0)
     tenant = new_tenant()
     await create(asker, tenant)
     newer = Shard("newer", "pool", valkey_store, bus, SystemClock(), keys)
@@ -143,7 +144,7 @@ async def test_an_owner_that_was_overtaken_writes_and_answers_nothing_more(
 async def test_a_full_mailbox_answers_at_once(
     asker: Asker, bus: Bus, new_tenant: NewTenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(activation, "MAILBOX_MAX", 5)
+    monkeypatch.setattr(mailbox, "MAILBOX_MAX", 5)
     tenant = new_tenant()
     await create(asker, tenant)
     results = await asyncio.gather(
@@ -296,7 +297,7 @@ async def test_a_slow_store_never_turns_a_refusal_into_a_lie(
     asker: Asker, valkey_store: ValkeyEventStore, new_tenant: NewTenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A command that waited unanswered and then found the mailbox full on its second try may have been carried out."""
-    monkeypatch.setattr(activation, "MAILBOX_MAX", 60)
+    monkeypatch.setattr(mailbox, "MAILBOX_MAX", 60)
     monkeypatch.setattr(fairness, "ALONE", fairness.Turn(20, 100_000))
     tenant = new_tenant()
     await create(asker, tenant)
@@ -327,7 +328,7 @@ async def test_an_activation_starts_from_its_snapshot_and_gets_to_the_same_state
     asker: Asker, shard: Shard, valkey_store: ValkeyEventStore, new_tenant: NewTenant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Taken by count and at passivation; replay of the whole log agrees with snapshot and rest."""
-    monkeypatch.setattr(activation, "SNAPSHOT_EVERY_EVENTS", 10)
+    monkeypatch.setattr(snapshots, "SNAPSHOT_EVERY_EVENTS", 10)
     tenant = new_tenant()
     await create(asker, tenant, budget=1000)
     for number in range(25):
@@ -466,7 +467,7 @@ async def test_a_tenant_asked_for_at_the_moment_it_has_left_comes_back(
     leaving = shard._active[tenant].activation
     on_end, coming_back = leaving._on_end, []
 
-    def ended(ending: activation.Activation) -> None:
+    def ended(ending: Activation) -> None:
         on_end(ending)
         coming_back.append(asyncio.create_task(shard.host(tenant)))
 

@@ -7,7 +7,7 @@ from itertools import count
 import msgspec
 import pytest
 
-from actors import activation as activations
+from actors import mailbox
 from actors.activation import Activation
 from actors.commit import EVENTS_MAX, REQUESTS_MAX, Committer
 from actors.fairness import ALONE, BESIDE_OTHERS_MAX, BESIDE_OTHERS_MIN, OTHERS_REMEMBERED_S, Share
@@ -141,7 +141,7 @@ async def test_reads_alone_do_not_hold_the_loop(world: World) -> None:
 async def test_a_full_mailbox_says_at_once_how_long_it_takes_to_empty(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(activations, "MAILBOX_MAX", 3)
+    monkeypatch.setattr(mailbox, "MAILBOX_MAX", 3)
     active = await world.activate("busy")
     numbers = [world.send(active, SetBudget(number, "day")) for number in range(5)]
     refused = [(number, reply) for _, number, reply in world.answers]
@@ -150,13 +150,13 @@ async def test_a_full_mailbox_says_at_once_how_long_it_takes_to_empty(
         assert isinstance(reply, Refused)
         assert reply.code == "rate_limited"
         assert reply.retry_after_s is not None
-        assert 0.1 <= reply.retry_after_s <= activations.RETRY_AFTER_S_MAX
+        assert 0.1 <= reply.retry_after_s <= mailbox.RETRY_AFTER_S_MAX
     await active.drain()
     assert sum(isinstance(reply, Ok) for _, _, reply in world.answers) == 3
 
 
 async def test_a_mailbox_is_bounded_in_bytes_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(activations, "MAILBOX_BYTES_MAX", 100_000)
+    monkeypatch.setattr(mailbox, "MAILBOX_BYTES_MAX", 100_000)
     active = await world.activate("busy")
     for _ in range(4):
         world.send(active, CreateTenant("x" * 60_000))

@@ -4,9 +4,9 @@ import time
 
 import msgspec
 
-from actors.activation import Folded
 from actors.aggregate import State, fold
 from actors.persistent import decode_hook, encode_hook
+from actors.snapshots import Folded
 from actors.tenant import Tenant
 from events.tenant import (
     BudgetSet,
