@@ -10,18 +10,22 @@ import msgspec
 from actors.persistent import EMPTY, Map
 from actors.run.state import Run, Step, evolve
 from events.run import (
+    CompensationStuck,
     RunEnded,
     RunEvents,
     RunsCapped,
+    StepFailed,
     StepQueued,
     StepScheduled,
     StepSkipped,
+    StepSucceeded,
 )
 
 STEPS_UNDER_WAY_MAX = 256
 STEPS_OF_TARGET_MAX = 64
 # Work that nobody has answered for this long, beyond the step's own time-out, is handed out again.
 REQUEUE_AFTER_US = 120_000_000
+_OF_STEPS = frozenset((StepScheduled, StepSucceeded, StepFailed, StepSkipped, CompensationStuck))
 WORK_KINDS = ("tool", "function", "model")
 
 
@@ -63,9 +67,12 @@ class Runs(msgspec.Struct, frozen=True):
 
 def next_due_us(run: Run) -> int:
     """When something about the run is due by itself; 0: never."""
-    times = [run.deadline_us] if run.deadline_us and run.failing is None else []
-    times += [due for _, step in run.under_way() if (due := step_due_us(step))]
-    return min(times, default=0)
+    first_us = run.deadline_us if run.failing is None else 0
+    for name in run.active:
+        due_us = step_due_us(run.steps[name])
+        if due_us and (due_us < first_us or not first_us):
+            first_us = due_us
+    return first_us
 
 
 def step_due_us(step: Step) -> int:
@@ -142,9 +149,9 @@ def _with_queued(
 
 def _count(under_way: Mapping[str, int], before: Run | None, after: Run, event: RunEvents) -> Mapping[str, int]:
     """``under_way`` after the event: steps come and go with runners."""
-    name = event.order.step if isinstance(event, StepScheduled) else getattr(event, "step", None)
-    if name is None:
+    if type(event) not in _OF_STEPS:
         return under_way
+    name = event.order.step if isinstance(event, StepScheduled) else event.step  # type: ignore[union-attr]
     was, now = before.steps.get(name) if before else None, after.steps.get(name)
     change = is_with_runners(now) - is_with_runners(was)
     order = now.order if now is not None else None

@@ -65,12 +65,12 @@ class Ours:
             page = await self._store.read(TENANT, self._position)
             for stored in page:
                 self._position = stored.position
-                record = decode_record(stored.record)
-                run_id = record.stream.removeprefix("run/")
-                if _ENDED in stored.record and run_id in self._ended:
-                    self._ended[run_id].set()
+                if _ENDED in stored.record:
+                    run_id = decode_record(stored.record).stream.removeprefix("run/")
+                    if run_id in self._ended:
+                        self._ended[run_id].set()
             if not page:
-                await asyncio.sleep(0.001)  # a log can only be asked
+                await asyncio.sleep(0.002)  # a log can only be asked
 
     async def start(self, saga: str, given: int) -> str:
         run_id = uuid.uuid4().hex
