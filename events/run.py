@@ -162,7 +162,14 @@ class DescribeRun(Query, frozen=True, tag="run.describe"):
     run_id: str
 
 
-RunCommand = StartRun | FinishStep | FailStep | SignalRun | CancelRun | RetryRun | DescribeRun
+class DescribeStep(Query, frozen=True, tag="run.describe_step"):
+    """Where one step of an open run stands: its answer stays small, however long the run has become."""
+
+    run_id: str
+    step: str
+
+
+RunCommand = StartRun | FinishStep | FailStep | SignalRun | CancelRun | RetryRun | DescribeRun | DescribeStep
 
 
 CapsCommand = CapRuns | DescribeRunCaps
@@ -359,6 +366,10 @@ def unpack(payload: bytes) -> Any:
 
 
 def with_reference(plain: Any) -> Any:
-    """Plain data, or the reference that it is."""
-    is_reference = isinstance(plain, dict) and plain.get("$object") == "v1"
-    return msgspec.convert(plain, Reference) if is_reference else plain
+    """Plain data, or the reference that it is. What only begins like one is data: anybody may send such."""
+    if not isinstance(plain, dict) or plain.get("$object") != "v1":
+        return plain
+    try:
+        return msgspec.convert(plain, Reference)
+    except msgspec.ValidationError:
+        return plain

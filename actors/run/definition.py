@@ -25,6 +25,7 @@ from events.errors import InvalidCommandError, PlatformError
 from events.run import Reference, RetryRule, StepKind, StepOrder, pack, unpack
 
 MODEL_ATTEMPTS, TOOL_ATTEMPTS = 3, 3
+SECONDS_MAX = 100 * 366 * 24 * 3600
 
 
 class View:
@@ -87,6 +88,8 @@ class Retry:
 
 
 def _us(seconds: float) -> int:
+    if not 0 <= seconds <= SECONDS_MAX:
+        raise ValueError(f"a time in a saga is 0 to {SECONDS_MAX} seconds (a hundred years), got {seconds}")
     return round(seconds * 1e6)
 
 
@@ -169,7 +172,7 @@ class Timer:
 
     def begin(self, view: View) -> Begin:
         seconds = self.seconds(view) if callable(self.seconds) else self.seconds
-        return Begin(StepOrder(self.name, "timer", self.name, _us(max(0.0, seconds)), RetryRule(1)))
+        return Begin(StepOrder(self.name, "timer", self.name, _us(0.0 if seconds < 0 else seconds), RetryRule(1)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,6 +30,7 @@ from events.run import (
     CapRuns,
     CompensationStuck,
     DescribeRun,
+    DescribeStep,
     FailStep,
     FinishStep,
     KeptStep,
@@ -64,6 +65,8 @@ from events.run import (
 OPEN_RUNS_MAX = 10_000  # a tenant's, so that its state stays of a size that a snapshot can hold
 NAME_CHARS_MAX = 100
 SIGNALS_MAX = 1_000
+# What one step is given, and what a run returns, has to fit into an event; what is given to steps that begin together, into an append.
+PAYLOAD_BYTES_MAX, PAYLOADS_BYTES_MAX = 192 * 1024, 3 * 1024 * 1024
 CHILD_DEPTH_MAX = 8
 FIRED_AT_ONCE_MAX = 500  # events of one append; what is left stays due
 CAP_MAX, CAPPED_TARGETS_MAX = 10_000, 256
@@ -106,7 +109,7 @@ def decide(runs: Runs, command: RunCommand, now_us: int) -> list[RunEvents]:
         case RetryRun(run_id):
             _open_run(runs, run_id)
             raise RunClosedError(run_id, "it is under way: it retries by itself")
-        case DescribeRun(run_id):
+        case DescribeRun(run_id) | DescribeStep(run_id):
             _open_run(runs, run_id)
         case _:
             assert_never(command)
@@ -162,12 +165,18 @@ def answer(runs: Runs, command: RunCommand | ReopenRun) -> dict[str, Any]:
     run = runs.open.get(command.run_id)
     if run is None:
         return {"id": command.run_id}
+    if isinstance(command, DescribeStep):
+        step = run.steps.get(command.step)
+        return {"status": step.status, "attempt": step.attempt} if step is not None else {}
     return describe(run) if isinstance(command, DescribeRun) else {"id": run.id, "status": run.status}
 
 
 def backoff_us(rule: RetryRule, attempt: int, run_id: str, step: str) -> int:
     """The delay after a failed attempt, with full jitter. The dice are the run's own: the same history, the same delay."""
-    ceiling = min(rule.max_us, rule.first_us * rule.factor ** (attempt - 1))
+    try:
+        ceiling = min(rule.max_us, rule.first_us * rule.factor ** (attempt - 1))
+    except OverflowError:  # after a thousand attempts
+        ceiling = rule.max_us
     digest = hashlib.sha256(f"{run_id}\x00{step}\x00{attempt}".encode()).digest()
     return 1 + int(ceiling * int.from_bytes(digest[:8], "big") / 2**64)
 
@@ -347,6 +356,9 @@ class _Turn:
         plan = program.forward(run)
         if plan.failure is not None:
             self._fail_run(run.id, *plan.failure)
+        elif plan.output is not None and len(plan.output) > PAYLOAD_BYTES_MAX:
+            problem = f"the run's output has {len(plan.output)} bytes, it may have {PAYLOAD_BYTES_MAX}"
+            self._fail_run(run.id, "output_too_large", f"{problem}: return what refers to it")
         elif plan.output is not None:
             self._end(run, "completed", plan.output)
         else:
@@ -405,6 +417,12 @@ class _Turn:
             self._end(run, "failed", message=f"{run.failing.message}; then {message[:1_000]}")
 
     def _follow(self, run_id: str, plan: Plan) -> None:
+        sizes = [len(begin.args) for begin in plan.start]
+        if max(sizes, default=0) > PAYLOAD_BYTES_MAX or sum(sizes) > PAYLOADS_BYTES_MAX:
+            limits = f"one may be given {PAYLOAD_BYTES_MAX}, those that begin together {PAYLOADS_BYTES_MAX}"
+            problem = f"steps that begin together are given {sum(sizes)} bytes, one of them {max(sizes)}; {limits}"
+            self._fail_run(run_id, "args_too_large", problem)
+            return
         for name in plan.skip:
             self.emit(StepSkipped(run_id, name))
         for begin in plan.start:

@@ -19,11 +19,11 @@ from actors.run.functions import StepContext, StepFailure, find_function
 from actors.tools.errors import ToolError
 from actors.tools.runner import ToolFailedBeforeError
 from events.ask import Asker
-from events.errors import CommandRefusedError, PlatformError, Refusal
+from events.errors import CommandRefusedError, PlatformError, Refusal, TooLargeError
 from events.failpoints import failpoint
 from events.ids import derived_id
 from events.objects import INLINE_BYTES_MAX
-from events.run import DescribeRun, FailStep, FinishStep, Reference, Used, pack, unpack
+from events.run import DescribeStep, FailStep, FinishStep, Reference, Used, pack, unpack
 from events.sealing import Cipher, open_bytes
 from events.work import ACK_WAIT_S, Taken, WorkItem, WorkQueue
 
@@ -33,6 +33,7 @@ STEPS_AT_ONCE = 64
 _HELD_MAX = 512  # more than run at once: so a runner can be fair between those that wait
 _RETRY_S = 0.5
 _TELL_PATIENCE_S = 300.0
+_RETRY_AFTER_S_MAX = 30 * 86_400.0  # whatever a dependency asks for
 _decode_item = msgspec.msgpack.Decoder(WorkItem).decode
 
 
@@ -41,6 +42,12 @@ class Done(msgspec.Struct, frozen=True):
 
     result: Any
     used: Used = Used()
+
+
+class ResultUnusableError(PlatformError):
+    """A step has returned what the log can't hold: no plain data, or too much of it."""
+
+    code = "result_unusable"
 
 
 class Ciphers(Protocol):
@@ -171,15 +178,12 @@ class Runner:
     async def _is_wanted(self, item: WorkItem) -> bool:
         """Whether the tenant still waits for this attempt. Raises PlatformError where that can't be learnt."""
         try:
-            ok = await self._asker.ask(item.tenant, DescribeRun(item.run_id), actor="runner")
+            ok = await self._asker.ask(item.tenant, DescribeStep(item.run_id, item.order.step), actor="runner")
         except CommandRefusedError as refusal:
             if refusal.retry_after_s is not None:
                 raise
             return False  # the run has ended, or its tenant is gone
-        return any(
-            step["name"] == item.order.step and step["status"] == "scheduled" and step["attempts"] == item.attempt
-            for step in ok.result["steps"]
-        )
+        return bool(ok.result == {"status": "scheduled", "attempt": item.attempt})
 
     async def _carry_out(self, item: WorkItem) -> None:
         began = time.monotonic()
@@ -210,10 +214,14 @@ class Runner:
             return await handler(item, args)
 
     async def _payload(self, tenant: str, result: Any) -> bytes:
-        payload = pack(result)
-        if len(payload) <= INLINE_BYTES_MAX:
-            return payload
-        return pack(await self._objects.put(tenant, payload))
+        """Raises ResultUnusableError: the step has done what it does, and a repeat would return the same."""
+        try:
+            payload = pack(result)
+            if len(payload) <= INLINE_BYTES_MAX:
+                return payload
+            return pack(await self._objects.put(tenant, payload))
+        except (TypeError, ValueError, OverflowError, RecursionError, TooLargeError) as error:
+            raise ResultUnusableError(f"{type(error).__name__}: {error}") from error
 
     async def _tell(self, item: WorkItem, command: FinishStep | FailStep) -> None:
         """Until the tenant has it in its log. The command id is the attempt's own: telling it twice changes nothing."""
@@ -247,6 +255,8 @@ def _failure(item: WorkItem, error: Exception, duration_us: int) -> FailStep:
         case StepFailure():
             code, message, retryable, retry_after_s = error.code, error.message, error.retryable, error.retry_after_s
             unknown = False
+        case ResultUnusableError():
+            code, message, retryable = error.code, f"the step was done, but its result can't be kept: {error}", False
         case PlatformError():
             code, message = error.code, str(error)
             retry_after_s = getattr(error, "retry_after_s", None) or 0.0
@@ -255,6 +265,11 @@ def _failure(item: WorkItem, error: Exception, duration_us: int) -> FailStep:
             unknown = bool(getattr(error, "may_have_happened", not isinstance(error, Refusal | PolicyRefusal)))
     used = Used(cost_nano_usd=getattr(error, "cost_nano_usd", 0))
     return FailStep(
-        item.run_id, item.order.step, item.attempt, code[:64], message[:1_000], retryable, duration_us,
-        int(retry_after_s * 1e6), unknown or item.again, used,
+        item.run_id, item.order.step, item.attempt, _text(code, 64), _text(message, 1_000), retryable, duration_us,
+        int(min(max(retry_after_s, 0.0), _RETRY_AFTER_S_MAX) * 1e6), unknown or item.again, used,
     )  # fmt: skip
+
+
+def _text(text: str, chars_max: int) -> str:
+    """What a step raises may hold characters that no encoding has."""
+    return text[:chars_max].encode(errors="replace").decode()

@@ -4,6 +4,7 @@ What is shown of a run is folded from its stream of the tenant's log, so an ende
 that was acknowledged is in it. An id that is another tenant's is one that does not exist.
 """
 
+import json
 from typing import Annotated, Any
 
 import msgspec
@@ -14,12 +15,21 @@ from actors.run.agent import AGENT
 from actors.run.machine import fold_stream, kept_until
 from actors.run.state import describe
 from events.envelope import Ok
-from events.errors import CommandIdReusedError, CommandRefusedError, NotFoundError, RunClosedError, TooLargeError
+from events.errors import (
+    CommandIdReusedError,
+    CommandRefusedError,
+    InvalidCommandError,
+    NotFoundError,
+    RunClosedError,
+    TooLargeError,
+)
 from events.objects import INLINE_BYTES_MAX
 from events.run import CancelRun, RetryRun, RunEvents, RunStarted, SignalRun, StartRun, pack
 from serve.admin.new_run import NewRun, agent_spec
 from serve.admin.routes import Who, ask, stamp, stamp_position
 from serve.services import Services
+
+_KEPT_BYTES_MAX = 768 * 1024
 
 
 class ForkFrom(BaseModel, extra="forbid"):
@@ -49,9 +59,7 @@ async def start(
         spec = agent_spec(services, body.agent, given)
         saga, given = AGENT, spec
         lasts_s = min(filter(None, (lasts_s, spec.limits.seconds)), default=0.0)
-    payload = pack(given)
-    if len(payload) > INLINE_BYTES_MAX:
-        raise TooLargeError("a run's input in bytes", len(payload), INLINE_BYTES_MAX)
+    payload = _packed("a run's input", given)
     run_id = who.command_id(services, idempotency_key)
     command = StartRun(
         run_id,
@@ -97,10 +105,21 @@ async def signal(
     Raises:
         NotFoundError, RunClosedError, TooLargeError
     """
-    packed = pack(payload)
-    if len(packed) > INLINE_BYTES_MAX:
-        raise TooLargeError("a signal's payload in bytes", len(packed), INLINE_BYTES_MAX)
+    packed = _packed("a signal's payload", payload)
     return await _steer(services, who, SignalRun(run_id, name, packed), response, key)
+
+
+def _packed(what: str, given: Any) -> bytes:
+    """Raises TooLargeError, and InvalidCommandError where it is no JSON that every reader of it would take for the same."""
+    try:
+        json.dumps(msgspec.to_builtins(given), allow_nan=False, ensure_ascii=False).encode()
+        packed = pack(given)
+    except (ValueError, OverflowError, RecursionError) as error:
+        message = f"{what} is not JSON that can be kept (NaN, numbers beyond 64 bits, half a surrogate pair?): {error}"
+        raise InvalidCommandError(message[:300].encode(errors="replace").decode()) from error
+    if len(packed) > INLINE_BYTES_MAX:
+        raise TooLargeError(f"{what} in bytes", len(packed), INLINE_BYTES_MAX)
+    return packed
 
 
 async def cancel(services: Services, who: Who, run_id: str, reason: str, response: Response, key: str | None) -> RunOut:
@@ -123,6 +142,10 @@ async def fork(services: Services, who: Who, run_id: str, step: str, response: R
     if run.parent:
         raise RunClosedError(run_id, f"it is a step of run {run.parent!r}: fork that one")
     new_id = who.command_id(services, key)
+    kept = kept_until(run, step)
+    size = sum(len(each.args) + len(each.result) for each in kept)
+    if size > _KEPT_BYTES_MAX:  # it goes to the tenant's actor in one message
+        raise TooLargeError("what a fork keeps in bytes", size, _KEPT_BYTES_MAX)
     command = StartRun(
         new_id,
         run.saga,
@@ -132,7 +155,7 @@ async def fork(services: Services, who: Who, run_id: str, step: str, response: R
         key_id=who.by_key,
         tags=run.tags,
         forked_from=run_id,
-        kept=kept_until(run, step),
+        kept=kept,
     )
     return await _changed(services, who, new_id, await ask(services, who, command, new_id), response)
 

@@ -381,3 +381,12 @@ async def read_events(
 
 def written(events: list[dict[str, Any]]) -> str:
     return "".join(event["data"]["text"] for event in events if event["event"] == "run.delta")
+
+
+@pytest.mark.parametrize(
+    "odd", ["NaN", "1e999", "123456789012345678901234567890", '"\\ud800"', "[" * 5_000 + "]" * 5_000]
+)
+async def test_input_that_no_log_can_keep_is_refused(tenant: httpx.AsyncClient, odd: str) -> None:
+    for path, body in (("/runs", f'{{"saga": "it-model", "input": {odd}}}'), ("/runs/r/signals/go", odd)):
+        response = await tenant.post(path, content=body, headers={"content-type": "application/json"})
+        assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_request"), response.text

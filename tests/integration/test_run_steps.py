@@ -263,3 +263,36 @@ async def test_nothing_of_a_runs_input_lies_about_in_clear(
         assert unpack((await world.ended(run_id)).output) == [secret, secret]
     log = await world.store.read(world.tenant, 0)
     assert not any(secret.encode() in stored.record for stored in log)
+
+
+UNUSABLE = {"set": {1}, "huge": 10**30, "half": "\ud800", "circle": object()}
+
+
+@step_function("unusable")
+def unusable(given: str, context: StepContext) -> Any:
+    ATTEMPTS[f"{context.run_id}/{context.step}"] += 1
+    if given == "raise":
+        raise StepFailure("\ud800", "half \ud800", retryable=True, retry_after_s=float("inf"))
+    return UNUSABLE[given]
+
+
+async def test_a_result_that_can_not_be_kept_fails_its_step_once_and_nothing_is_told_for_ever(
+    world: World, bus: Bus, keys: Keys, objects: Objects
+) -> None:
+    name = f"it-{uuid.uuid4().hex}"
+    register(Saga(name, steps=(Step("only", function="unusable", args=lambda run: run.input, retry=NOW),)))
+    async with runner(bus, keys, objects):
+        for given in UNUSABLE:
+            run = await world.ended(run_id := await world.start(name, given))
+            kept = given == "set"  # a set is written as a list
+            assert (run.status, run.code) == (("completed", "") if kept else ("failed", "result_unusable"))
+            assert ATTEMPTS[f"{run_id}/only"] == 1, "its effect is not repeated for a result that stays what it is"
+        run_id = await world.start(name, "raise")
+        async with asyncio.timeout(30):
+            while True:
+                run = await world.run(run_id)
+                if run.steps["only"].status == "retrying":
+                    break
+                await asyncio.sleep(0.02)  # the log can only be asked
+        assert run.steps["only"].message == "half ?"
+        await world.asker.ask(world.tenant, CancelRun(run_id), actor="test")

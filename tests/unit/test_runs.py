@@ -24,9 +24,11 @@ from actors.run import (
 from actors.run.definition import Node
 from actors.run.machine import backoff_us
 from actors.run.open_runs import REQUEUE_AFTER_US, STEPS_OF_TARGET_MAX
+from actors.run.state import describe
 from events.errors import InvalidCommandError, NotFoundError, RunClosedError
 from events.run import (
     CapRuns,
+    DescribeStep,
     FinishStep,
     RetryRule,
     RetryRun,
@@ -496,3 +498,53 @@ def test_finished_runs_cost_no_memory() -> None:
         lab.start(name, run_id=f"r{number}")
         lab.finish("a")
     assert lab.runs == open_runs.Runs()
+
+
+def test_what_is_asked_of_one_step_of_a_long_run_is_answered_in_a_few_bytes() -> None:
+    """A runner asks that before it does a step again: an answer that no message can carry would stop the run for good."""
+    lab = Lab()
+    lab.start(saga(*(Step(f"s{number}", tool="t") for number in range(30))))
+    for number in range(29):
+        lab.finish(f"s{number}", "x" * 60_000)
+    command = DescribeStep("r", "s29")
+    assert machine.answer(lab.runs, command) == {"status": "scheduled", "attempt": 1}
+    last = FinishStep("r", "s29", 1, pack("y"), 1)
+    assert machine.answer(lab.runs, last) == {"id": "r", "status": "running"}, "kept for days, and limited to 64 KiB"
+    assert machine.answer(lab.runs, DescribeStep("r", "s99")) == {}
+
+
+@pytest.mark.parametrize("what", ["args", "all_args", "output"])
+def test_what_no_event_can_hold_fails_the_run_and_undoes_it(what: str) -> None:
+    """Refused by the log, the result that leads to it would be told again and again, and its step done again and again."""
+    big = "x" * (200_000 if what != "all_args" else 150_000)
+    width = 30 if what == "all_args" else 1
+    given = big if what != "output" else ""
+    steps = Parallel(*(Step(f"b{number}", tool="t", args=lambda _: given) for number in range(width)))
+    lab = Lab()
+    lab.start(saga(Step("a", tool="t", undo=undo("a")), steps, output=lambda _: big))
+    lab.finish("a")
+    if what == "output":
+        lab.finish("b0")
+    assert (lab.run().status, lab.run().code) == ("compensating", f"{what.removeprefix('all_')}_too_large")
+    lab.finish("undo:a")
+    assert lab.run().status == "compensated"
+
+
+@pytest.mark.parametrize("seconds", [1e30, float("inf"), float("nan")])
+def test_a_time_that_no_clock_has_fails_the_run_and_not_its_tenant(seconds: float) -> None:
+    lab = Lab()
+    lab.start(saga(Timer("pause", seconds=lambda _: seconds)))
+    assert (lab.run().status, lab.run().code) == ("failed", "saga_failed")
+
+
+def test_backoff_goes_on_for_ever() -> None:
+    rule = RetryRule(10**6, 1_000_000, 2.0, 60_000_000)
+    assert 0 < backoff_us(rule, 100_000, "r", "s") <= 60_000_000
+
+
+def test_what_looks_like_a_reference_and_is_none_is_data() -> None:
+    lab = Lab()
+    lab.start(saga(Signal("go"), output=lambda run: run["go"]))
+    lab.signal("go", {"$object": "v1", "other": 1})
+    assert lab.output() == {"$object": "v1", "other": 1}
+    assert describe(lab.run())["output"] == {"$object": "v1", "other": 1}
