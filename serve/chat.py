@@ -35,7 +35,7 @@ from serve.chat_request import Call, parse_chat
 from serve.embedding_request import parse_embeddings
 from serve.fair_share import FairShare
 from serve.http_errors import HttpError, as_http_error, unexpected_error
-from serve.idempotency import Once
+from serve.idempotency import Once, as_asked
 from serve.routing import Hop, Plan, Routing, may_go_elsewhere
 from serve.settings import Model, ModelsFile
 from serve.shed import Shed
@@ -122,7 +122,7 @@ class ModelEndpoint:
         if (wish := wish_of(header(scope, _CACHE_HEADER))) is not None:
             work = partial(self._serve_cached, principal, call, responder, wish)
         if (key := header(scope, b"idempotency-key")) is not None:
-            request = scope["path"].encode() + b"\x00" + body
+            request = scope["path"].encode() + b"\x00" + as_asked(body)
             work = partial(self._once.run, principal, key, request, responder, work)
         return work
 

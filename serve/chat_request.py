@@ -20,7 +20,7 @@ _INPUT_OVERHEAD_TOKENS = 16  # per message: role and separators of the chat temp
 
 # All of OpenAI's chat completion fields that go to the upstream as they came. What is not here is refused by name: a
 # server-specific field (llama.cpp's n_predict, say) could make a call cost more than was reserved for it.
-_PASSED_THROUGH = frozenset(
+FIELDS = frozenset(
     [
         "model",
         "messages",
@@ -183,7 +183,7 @@ def _refuse_what_has_no_bound(fields: dict[str, Any]) -> None:
     for name, value in fields.items():
         if name in _REFUSED and value is not None:
             raise HttpError(400, "invalid_request", f"{name} is not supported: {_REFUSED[name]}", param=name)
-        if name not in _PASSED_THROUGH and name not in _REFUSED:
+        if name not in FIELDS and name not in _REFUSED:
             raise HttpError(400, "invalid_request", f"unknown field {name!r}", param=name)
     if fields.get("service_tier") not in _STANDARD_TIERS:
         message = "service_tier is auto or default: other tiers have prices of their own"

@@ -67,8 +67,13 @@ _ERRORS = "".join(
     )
 )
 
+_FULL = "status 503 content-type application/json string '{}' hdr retry-after 1 hdr x-should-retry true".format(
+    _ERROR.format(message="the gateways have as many requests as they can hold", type="server_error", code="overloaded")
+)
+
 # Serve's own proxy stands by for when no replica is up. It is slow, so its answers say that they are its own; and it
-# says in plain text, where the gateway says JSON, that it has no route to a leaving application or lost a replica.
+# says in plain text, where the gateway says JSON, that it has no route to a leaving application or lost a replica. So does
+# a replica's wrapper, whose queue is full or whose application is gone.
 _HARDENED_FRONTEND = f"""\
     timeout http-request {_REQUEST_HEAD_TIMEOUT_S}s
     http-request deny deny_status 400 if HTTP_1.1 !{{ req.fhdr_cnt(host) eq 1 }}
@@ -84,7 +89,8 @@ _HARDENED_FRONTEND = f"""\
     acl standby srv_name -m beg SERVE_PROXY
     acl plain_text res.hdr(content-type) -m beg text/plain
     http-response return {_UNAVAILABLE} if standby plain_text {{ status 404 }}
-    http-response return {_LOST.format(502, _LOST_ERROR)} if standby plain_text {{ status 500 }}
+    http-response return {_FULL} if plain_text {{ status 503 }}
+    http-response return {_LOST.format(502, _LOST_ERROR)} if plain_text {{ status 500 }}
     http-response set-header {STANDBY_HEADER} standby if standby
 """
 

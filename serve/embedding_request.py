@@ -10,7 +10,7 @@ from serve.http_errors import HttpError
 from serve.settings import Model
 
 _INPUTS_MAX = 2_048
-_FIELDS = frozenset(("model", "input", "dimensions", "encoding_format", "user"))
+FIELDS = frozenset(("model", "input", "dimensions", "encoding_format", "user"))
 _INPUT_OVERHEAD_TOKENS = 8  # per text: what its server may put round it
 
 Text = Annotated[str, msgspec.Meta(min_length=1)]
@@ -32,7 +32,7 @@ def parse_embeddings(body: bytes, models: dict[str, Model]) -> Call:
     """Raises HttpError with what is wrong and where. There are no fallbacks: another model's vectors mean something else."""
     request, fields = decoded(body, EmbeddingRequest)
     for name in fields:
-        if name not in _FIELDS:
+        if name not in FIELDS:
             raise HttpError(400, "invalid_request", f"unknown field {name!r}", param=name)
     return Call(
         model=find_model(request.model, models),

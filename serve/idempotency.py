@@ -35,6 +35,14 @@ _KEY_CHARS_MAX = 255
 _SEALED_AS = "answer"
 
 
+def as_asked(body: bytes) -> bytes:
+    """The same for every way to write the same JSON: order of fields, spaces and escapes say nothing. Other bodies as they are."""
+    try:
+        return msgspec.json.encode(msgspec.json.decode(body), order="deterministic")
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return body
+
+
 class Entry(msgspec.Struct, frozen=True, array_like=True):
     """What lies under a key. ``request`` tells a repeat from another request; ``answer`` is sealed, b"" while it runs, and
     ``is_lost`` where there was one too large to keep.

@@ -8,6 +8,7 @@ from fastapi.routing import APIRoute
 
 from events.slices import SYSTEM_TENANT, TENANT_ID
 from serve.asgi import Taken
+from serve.idempotency import as_asked
 from serve.services import Services
 
 _CALLER = "admin"
@@ -25,7 +26,7 @@ class KeyedRoute(APIRoute):
                 return await answer(request)
             services: Services = request.app.state.services
             url, body = request.url, await request.body()
-            told = b"\x00".join((request.method.encode(), url.path.encode(), url.query.encode(), body))
+            told = b"\x00".join((request.method.encode(), url.path.encode(), url.query.encode(), as_asked(body)))
 
             async def work() -> Taken:
                 response = await answer(request)

@@ -8,7 +8,9 @@ import msgspec
 from fastapi import FastAPI
 
 from serve.chat import CHAT_PATH, EMBEDDINGS_PATH
+from serve.chat_request import FIELDS as CHAT_FIELDS
 from serve.chat_request import ChatRequest
+from serve.embedding_request import FIELDS as EMBEDDING_FIELDS
 from serve.embedding_request import EmbeddingRequest
 
 _ERROR = {
@@ -88,6 +90,9 @@ def document_all(app: FastAPI) -> None:
         )
         parts = schema.setdefault("components", {}).setdefault("schemas", {})
         parts.update(components)
+        for name, fields in (("ChatRequest", CHAT_FIELDS), ("EmbeddingRequest", EMBEDDING_FIELDS)):
+            parts[name]["properties"] = {**{field: {} for field in sorted(fields)}, **parts[name]["properties"]}
+            parts[name]["additionalProperties"] = False
         parts["Error"] = _ERROR
         schema["paths"].setdefault(CHAT_PATH, {"post": _chat(bodies[0])})
         schema["paths"].setdefault(EMBEDDINGS_PATH, {"post": _embeddings(bodies[1])})

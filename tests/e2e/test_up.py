@@ -276,10 +276,24 @@ def test_serves_own_headers_have_no_effect(platform: UpProcess) -> None:
     assert answer.choices[0].message.content
 
 
+def test_a_client_that_hangs_up_on_the_proxy_ends_its_call(platform: UpProcess, admin: httpx.Client) -> None:
+    """HAProxy and Serve pass it on: the call is settled as cancelled, whatever the model had left to say."""
+    client = platform.client(new_tenant(admin, "hanging-up"), max_retries=0)
+    with client.chat.completions.create(
+        model=LOCAL_MODEL, messages=ask("Tell me all about the sea"), max_tokens=256, stream=True
+    ) as stream:
+        next(iter(stream))
+    ends_s, outcomes = time.monotonic() + 60, list[str]()
+    while not outcomes and time.monotonic() < ends_s:
+        events = admin.get("/tenants/hanging-up/events", params={"limit": 1000}).json()["data"]
+        outcomes = [event["data"]["outcome"] for event in events if event["type"] == "call.settled.v1"]
+    assert outcomes == ["cancelled"]
+
+
 def test_what_is_no_request_is_told_so_in_json_and_http_1_0_gets_no_chunks(platform: UpProcess) -> None:
     """At the proxy, as at the own door."""
     for request in ("GET / HTTP/1.1", "FOO / HTTP/1.1\r\nHost: x"):
-        head, body = _said(platform, f"{request}\r\n\r\n")
+        head, body = _said(platform, f"{request}\r\nConnection: close\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 400 ")
         assert json.loads(body)["error"]["code"] == "invalid_request"
     prompt = json.dumps({"model": LOCAL_MODEL, "messages": ask("Hi"), "max_tokens": 4, "stream": True})

@@ -1,6 +1,7 @@
 """Idempotency-Keys on calls of models, and the response cache, through the whole gateway."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -48,6 +49,9 @@ async def test_a_repeat_gets_the_same_bytes_from_any_replica_and_nothing_is_paid
             assert again.headers["x-tenantry-call"] == first.headers["x-tenantry-call"]
         mismatch = await http.post(URL, json=body(stream=stream, seed=1), headers=key)
         assert (mismatch.status_code, mismatch.json()["error"]["code"]) == (422, "idempotency_mismatch")
+        otherwise = json.dumps(dict(reversed(body(stream=stream).items())), indent=1).replace("What", "\\u0057hat")
+        same = await http.post(URL, content=otherwise, headers=key)
+        assert (same.headers["x-tenantry-replayed"], same.content) == ("true", first.content)
         elsewhere = await http.post("/v1/embeddings", json={"model": "m-ok", "input": "x"}, headers=key)
         assert elsewhere.status_code == 422
         other_key = await http.post(URL, json=body(stream=stream), headers={"idempotency-key": "order 67"})
