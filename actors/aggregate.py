@@ -69,6 +69,16 @@ def decide(state: State, tenant: str, command: DomainCommand | ReopenRun, now_us
     return _FAMILIES[type(command)].decide(state, tenant, command, now_us)
 
 
+def act(state: State, tenant: str, command: DomainCommand | ReopenRun, now_us: int) -> tuple[list[DomainEvent], State]:
+    """``decide``, and the state after its events. Raises Refusal."""
+    if type(command) not in _OF_RUNS:
+        events = decide(state, tenant, command, now_us)
+        return events, reduce(evolve, events, state)
+    _check_exists(state, tenant)
+    of_runs, after = runs.act(state.runs, cast("RunCommand", command), now_us)
+    return [*of_runs], replace(state, runs=after) if of_runs else state
+
+
 def _decide_tenant(state: State, tenant: str, command: TenantCommand, now_us: int) -> list[DomainEvent]:
     if tenant == SYSTEM_TENANT:
         raise _of_the_platform()
@@ -211,4 +221,5 @@ _FAMILIES: dict[type[DomainCommand | ReopenRun], _Family] = {
     ReopenRun: _Family(_decide_reopening, _RUNS.answer),
     FireTimers: _Family(_fire_timers, lambda *_: {}),
 }
+_OF_RUNS = frozenset(RunCommand.__args__)
 _QUERIES = frozenset(kind for kind in _FAMILIES if issubclass(kind, Query))

@@ -7,11 +7,10 @@ and those of commands that write nothing.
 import hashlib
 import logging
 from collections.abc import Sequence
-from functools import reduce
 
 import msgspec
 
-from actors.aggregate import State, answer, decide, evolve, is_query
+from actors.aggregate import State, act, answer, evolve, is_query
 from actors.memory import Memory
 from events.catalog import DomainCommand, DomainEvent, decode_command
 from events.codec import Record, encode_data
@@ -94,8 +93,7 @@ class Draft:
     def _decide(self, request: Request) -> Reply:
         command, envelope = request.command, request.envelope
         try:
-            events = decide(self.state, self._tenant, command, self._now_us)
-            after = reduce(evolve, events, self.state)
+            events, after = act(self.state, self._tenant, command, self._now_us)
             result = answer(after, self._tenant, command, self._now_us)
         except Refusal as refusal:
             return self._without_events(request, reply_for(refusal))

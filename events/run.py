@@ -75,7 +75,13 @@ class Used(msgspec.Struct, frozen=True, array_like=True):
     output_tokens: int = 0
 
 
-class StartRun(Command, frozen=True, tag="run.start"):
+class _Quiet(Command, frozen=True):
+    """Answered by where the run stands, which is nobody's secret."""
+
+    reply_is_personal: ClassVar[bool] = False
+
+
+class StartRun(_Quiet, frozen=True, tag="run.start"):
     """``version`` 0: the newest. ``deadline_us`` 0: none; ``lasts_us`` says the same from its start on. ``kept`` and
     ``forked_from`` are a fork's.
     """
@@ -94,7 +100,7 @@ class StartRun(Command, frozen=True, tag="run.start"):
     lasts_us: int = 0
 
 
-class FinishStep(Command, frozen=True, tag="run.finish_step"):
+class FinishStep(_Quiet, frozen=True, tag="run.finish_step"):
     run_id: str
     step: str
     attempt: int
@@ -103,7 +109,7 @@ class FinishStep(Command, frozen=True, tag="run.finish_step"):
     used: Used = Used()
 
 
-class FailStep(Command, frozen=True, tag="run.fail_step"):
+class FailStep(_Quiet, frozen=True, tag="run.fail_step"):
     """``retry_after_us`` is the dependency's own wish (0: none). ``may_have_happened``: nobody knows whether it took effect."""
 
     run_id: str
@@ -118,7 +124,7 @@ class FailStep(Command, frozen=True, tag="run.fail_step"):
     used: Used = Used()
 
 
-class SignalRun(Command, frozen=True, tag="run.signal"):
+class SignalRun(_Quiet, frozen=True, tag="run.signal"):
     """Kept until a step waits for it. One signal, one wait."""
 
     run_id: str
@@ -126,12 +132,12 @@ class SignalRun(Command, frozen=True, tag="run.signal"):
     payload: bytes
 
 
-class CancelRun(Command, frozen=True, tag="run.cancel"):
+class CancelRun(_Quiet, frozen=True, tag="run.cancel"):
     run_id: str
     reason: str = ""
 
 
-class RetryRun(Command, frozen=True, tag="run.retry"):
+class RetryRun(_Quiet, frozen=True, tag="run.retry"):
     """Try again what failed for good: the step of a run that failed with nothing to undo, or stuck compensations."""
 
     run_id: str

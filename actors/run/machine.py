@@ -94,6 +94,11 @@ def cap(runs: Runs, command: CapRuns, now_us: int) -> list[RunEvents | RunsCappe
 
 def decide(runs: Runs, command: RunCommand, now_us: int) -> list[RunEvents]:
     """What should happen. Raises Refusal."""
+    return act(runs, command, now_us)[0]
+
+
+def act(runs: Runs, command: RunCommand, now_us: int) -> tuple[list[RunEvents], Runs]:
+    """What should happen, and the runs as they are after it: known already, because what follows is decided on them."""
     turn = _Turn(runs, now_us)
     match command:
         case StartRun():
@@ -113,7 +118,7 @@ def decide(runs: Runs, command: RunCommand, now_us: int) -> list[RunEvents]:
             _open_run(runs, run_id)
         case _:
             assert_never(command)
-    return turn.events
+    return turn.events, turn.runs
 
 
 def reopen(run: Run, now_us: int) -> list[RunEvents]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from actors import turn
-from actors.aggregate import State, decide
+from actors.aggregate import State, act
 from actors.relay import Relay
 from actors.shard import Shard
 from events import failpoints
@@ -36,7 +36,7 @@ STUCK_AFTER_S = 1.5
 Kind = Literal["relay", "shard", "healthy-shard"]
 
 
-def poisoned(state: State, tenant: str, command: DomainCommand, now_us: int) -> list[DomainEvent]:
+def poisoned(state: State, tenant: str, command: DomainCommand, now_us: int) -> tuple[list[DomainEvent], State]:
     match command:
         case SetBudget(limit_nano_usd=amount) if amount == RAISES:
             raise ZeroDivisionError("a defect")
@@ -45,7 +45,7 @@ def poisoned(state: State, tenant: str, command: DomainCommand, now_us: int) -> 
         case SetBudget(limit_nano_usd=amount) if amount == HANGS:
             while True:
                 pass
-    return decide(state, tenant, command, now_us)
+    return act(state, tenant, command, now_us)
 
 
 async def run_shard(nats_url: str, valkey_url: str, vault_url: str) -> None:
@@ -107,5 +107,5 @@ def _run(kind: Kind, nats_url: str, valkey_url: str, vault_url: str, rules: str)
     sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process lives
     failpoints.arm(rules)
     if kind == "shard":
-        turn.decide = poisoned  # type: ignore[attr-defined,assignment]
+        turn.act = poisoned  # type: ignore[attr-defined,assignment]
     asyncio.run(run_relay(nats_url, valkey_url) if kind == "relay" else run_shard(nats_url, valkey_url, vault_url))

@@ -11,7 +11,7 @@ from typing import Any, cast
 import msgspec
 
 from actors import turn
-from actors.aggregate import State, decide
+from actors.aggregate import State, act, decide, fold
 from events.catalog import DomainCommand, DomainEvent
 from events.failpoints import failpoint
 from events.keys import Keys
@@ -123,14 +123,15 @@ class CheckThenIncrement:
     def __init__(self) -> None:
         self._seen: dict[str, tuple[float, State]] = {}
 
-    def decide(self, state: State, tenant: str, command: DomainCommand, now_us: int) -> list[DomainEvent]:
+    def act(self, state: State, tenant: str, command: DomainCommand, now_us: int) -> tuple[list[DomainEvent], State]:
         if not isinstance(command, ReserveCall):
-            return decide(state, tenant, command, now_us)
+            return act(state, tenant, command, now_us)
         read_at, balance = self._seen.get(tenant, (0.0, state))
         if time.monotonic() - read_at > _STALE_S:
             self._seen[tenant] = (time.monotonic(), state)
             balance = state
-        return decide(balance, tenant, command, now_us)
+        events = decide(balance, tenant, command, now_us)
+        return events, fold(state, events)
 
 
 STORES: dict[str, type[Wrapped]] = {
@@ -146,7 +147,7 @@ def store(bug: str, healthy: ValkeyEventStore) -> EventStore:
     """The store with the bug in it; the healthy one where the bug is elsewhere, or none."""
     assert not bug or bug in BUGS, f"unknown bug {bug!r}, there are: {', '.join(BUGS)}"
     if bug == "check-then-increment":
-        turn.decide = CheckThenIncrement().decide  # type: ignore[attr-defined,assignment]
+        turn.act = CheckThenIncrement().act  # type: ignore[attr-defined,assignment]
     return cast("EventStore", STORES[bug](healthy)) if bug in STORES else healthy
 
 

@@ -29,6 +29,7 @@ from events.errors import InvalidCommandError, NotFoundError, RunClosedError
 from events.run import (
     CapRuns,
     DescribeStep,
+    FailStep,
     FinishStep,
     RetryRule,
     RetryRun,
@@ -548,3 +549,22 @@ def test_what_looks_like_a_reference_and_is_none_is_data() -> None:
     lab.signal("go", {"$object": "v1", "other": 1})
     assert lab.output() == {"$object": "v1", "other": 1}
     assert describe(lab.run())["output"] == {"$object": "v1", "other": 1}
+
+
+def test_what_is_decided_on_is_what_its_events_make_of_the_runs() -> None:
+    """The state after a command is taken from its decision, and not folded a second time: it must be the same."""
+    name = order_saga()
+    lab = Lab()
+    start = StartRun("r", name, pack({"sku": "s", "amount": 1}))
+    failed = FailStep("r", "charge", 1, "broken", "", False, 1)
+    for command in (
+        start,
+        FinishStep("r", "reserve", 1, pack(1), 1),
+        failed,
+        FinishStep("r", "undo:reserve", 1, pack(1), 1),
+    ):
+        events, after = machine.act(lab.runs, command, lab.now_us)
+        assert events
+        lab.take(events)
+        assert lab.runs == after
+    assert not lab.runs.open
