@@ -4,7 +4,7 @@ import asyncio
 import heapq
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 
 import msgspec
 
@@ -43,6 +43,7 @@ _SWEEPS_PER_IDLE_TIME = 4
 _SWEEP_PERIOD_S_MAX = 30.0
 _PREPARE_TIMEOUT_S = 30.0  # a new actor on a busy machine
 _MOVE_AGAIN_AFTER_S = 5.0
+_USED_LATELY_S = 10.0  # who moves is activated there at once; others when they are asked for
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -230,15 +231,25 @@ class Shard:
         self._spawn(self._move_out(activation))
 
     async def _move_out(self, activation: Activation) -> None:
-        """Have the actor it belongs to started while it is served here still, and let it go only then. What is left for
-        the pause is: finish what was accepted, and read the few events behind the newest snapshot.
-        """
+        """Have the actor it belongs to started while it is served here still, and let it go only then."""
         tenant = activation.tenant
         if problem := await self._request(PREPARE, tenant):
             log.warning("tenant.move_postponed tenant=%s: %s", tenant, problem)
             return
+        await self._move(activation)
+
+    async def move_out(self, tenants: Sequence[str]) -> None:
+        """Let these tenants go to the actor they belong to, which runs. Returns when they have left."""
+        hosted = [self._active[tenant] for tenant in tenants if tenant in self._active]
+        await asyncio.gather(*(self._move(one.activation) for one in hosted))
+
+    async def _move(self, activation: Activation) -> None:
+        """What is left for the pause is: finish what was accepted, and read the few events behind the newest snapshot."""
+        tenant, was_used = activation.tenant, time.monotonic() - activation.used_at < _USED_LATELY_S
         await activation.save_snapshot()
         await self.release(tenant)
+        if not was_used:
+            return
         if problem := await self._request(ACTIVATE, tenant):  # the next who asks for it tries again
             log.warning("tenant.move_unfinished tenant=%s: %s", tenant, problem)
 

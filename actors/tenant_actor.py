@@ -63,10 +63,9 @@ class TenantActor:
         """Whom it serves."""
         return (await self._shard()).tenants
 
-    async def release(self, tenants: Sequence[str]) -> None:
-        """Stop serving them after what was accepted is done."""
-        shard = await self._shard()
-        await asyncio.gather(*map(shard.release, tenants))
+    async def move_out(self, tenants: Sequence[str]) -> None:
+        """Let them go to the actor they belong to by now."""
+        await (await self._shard()).move_out(tenants)
 
     async def retire(self) -> bool:
         """Close it if it serves nobody; False where it does."""

@@ -388,3 +388,9 @@ class TooManyRunsError(Refusal):
 
     def __str__(self) -> str:
         return f"{self.count} runs are open, the limit is {self.limit}: wait for some to end, or cancel some"
+
+
+class NotPlacedError(Refusal):
+    """What was asked of the supervisor about nodes and actors can't be done as things are."""
+
+    code = "not_placed"

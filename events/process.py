@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from events.bus import Bus
 from events.keys import Keys
@@ -52,11 +53,16 @@ async def end_when_stuck(after_s: float = STUCK_AFTER_S) -> None:
         faulthandler.cancel_dump_traceback_later()
 
 
-def detached_actor(kind: type, name: str, *args: object) -> Any:
-    """The handle of a named actor that outlives its creator and is restarted for ever; created where there is none.
+def detached_actor(kind: type, name: str, *args: object, node: str = "") -> Any:
+    """The handle of a named actor that outlives its creator and is restarted for ever; created where there is none, on
+    the ``node`` with that id (hex) as long as that one can take it, and where there is no ``node`` wherever Ray likes.
 
     It takes no CPU of Ray's: commands reach it over NATS, and how much it may do is not Ray's to count.
     """
+    preferred: dict[str, Any] = {}
+    if node:
+        # Ray places at random whoever asks for no resource at all, whatever node it prefers: so a byte is asked for
+        preferred = {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True), "memory": 1}
     actor: Any = ray.remote(kind).options(
         name=name,
         namespace=NAMESPACE,
@@ -65,5 +71,6 @@ def detached_actor(kind: type, name: str, *args: object) -> Any:
         max_restarts=-1,
         max_concurrency=_CONCURRENCY_MAX,
         num_cpus=0,
+        **preferred,
     )
     return actor.remote(*args)

@@ -57,9 +57,9 @@ class AdminClient:
     def call(self, method: str, path: str, body: object = None, **query: Any) -> Any:
         return _plain(self._request(method, path, json=body, params=query))
 
-    def call_long(self, path: str) -> Any:
-        """A POST that may take as long as a tenant's log is."""
-        return _plain(self._request("POST", path, timeout=None))
+    def call_long(self, path: str, body: object = None, *, method: str = "POST") -> Any:
+        """A write that may take as long as a tenant's log is."""
+        return _plain(self._request(method, path, json=body, timeout=None))
 
     def call_once(self, path: str, body: object, idempotency_key: str) -> Any:
         """A POST whose repeats under the same key take effect once."""

@@ -30,6 +30,8 @@ _STATUS = {
     "tenant_erased": 410,
     "log_rewound": 409,
     "run_closed": 409,
+    "not_placed": 409,
+    "tenant_unavailable": 503,
     "too_large": 413,
     "idempotency_mismatch": 422,
     "rate_limited": 429,

@@ -31,16 +31,18 @@ _OBJECT_STORE_BYTES = 100 * 2**20  # the data does not go through it
 _SHUTDOWN_TIMEOUT_S = 10.0
 _QUIET = {"log_level": "WARNING", "enable_access_log": False}  # an access log is a line per request
 
-_ENVIRONMENT = {
+CLUSTER_ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",  # said aloud, or Ray warns that it was not
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # 15 by default, as for batch jobs: here the workers are the service
+}
+_ENVIRONMENT = CLUSTER_ENVIRONMENT | {
     # A misnomer: when off, a node's address is 127.0.0.1; when on, Ray turns 127.0.0.1 into a public address.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # Under `uv run` Ray would upload the working directory and build an environment for every worker.
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # leaves CUDA_VISIBLE_DEVICES alone, and does not warn that it will
     "RAY_enable_metrics_collection": "0",  # the agent that would collect them is left out
-    "RAY_worker_niceness": "0",  # 15 by default, as for batch jobs: here the workers are the service
 }
 
 
@@ -85,8 +87,10 @@ def start_ray(run_dir: Path, environment: Mapping[str, str]) -> str:
     return _reachable(ray.get_runtime_context().gcs_address)
 
 
-def connect_ray(address: str) -> None:
-    """Connect to a cluster that runs already, under the address that ``start_ray`` gave or any that Ray takes."""
+def connect_ray(address: str, environment: Mapping[str, str] | None = None) -> None:
+    """Connect to a cluster that runs already, under the address that ``start_ray`` gave or any that Ray takes. What is
+    started from here has the ``environment``, besides what its node has.
+    """
     import ray  # noqa: PLC0415 - reads the environment
     from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # noqa: PLC0415
 
@@ -100,6 +104,7 @@ def connect_ray(address: str) -> None:
             log_to_driver=False,
             logging_level=logging.WARNING,
             job_config=_job_config(),
+            runtime_env={"env_vars": dict(environment)} if environment else None,
         )
 
 
@@ -116,7 +121,6 @@ def run_application(
         RayError: A proxy failed, for example because the port is taken.
         TimeoutError: Neither an answer nor a failure in time.
     """
-    import ray  # noqa: PLC0415 - reads the environment
     from ray import serve as ray_serve  # noqa: PLC0415
     from ray.serve._private.client import ServeControllerClient  # noqa: PLC0415
     from ray.serve.context import _set_global_client  # noqa: PLC0415
@@ -129,7 +133,7 @@ def run_application(
     ray_serve.run_many([target], wait_for_applications_running=False)
     deadline = time.monotonic() + timeout_s
     while True:
-        ray.get(ray.wait(proxies, num_returns=len(proxies), timeout=0)[0])  # raises what went wrong there
+        proxies = _still_starting(proxies)
         state = ray_serve.status().applications[name]
         if state.status == "RUNNING" and _answers(host, port, ready_path):  # until then the one before may answer
             return
@@ -141,6 +145,20 @@ def run_application(
         time.sleep(0.03)  # Serve's status can only be asked for
 
 
+def _still_starting(proxies: list[Any]) -> list[Any]:
+    """Raises what went wrong in one. A proxy that Serve itself ended, because it was slow to start, is followed by another."""
+    import ray  # noqa: PLC0415 - reads the environment
+    from ray.exceptions import ActorDiedError  # noqa: PLC0415
+
+    ended, starting = ray.wait(proxies, num_returns=len(proxies), timeout=0) if proxies else ([], [])
+    for proxy in ended:
+        try:
+            ray.get(proxy)
+        except ActorDiedError as error:
+            log.warning("serve.proxy_started_again: %s", error)
+    return starting
+
+
 def start_serve(host: str, port: int) -> Any:
     """The handle of Serve's controller: of the one that runs, or of one that starts now, without waiting for it.
 
@@ -149,14 +167,14 @@ def start_serve(host: str, port: int) -> Any:
     if (running := _serve_controller()) is not None:
         return running
     from ray.serve._private.default_impl import get_controller_impl  # noqa: PLC0415 - reads the environment
-    from ray.serve.config import HTTPOptions, gRPCOptions  # noqa: PLC0415
+    from ray.serve.config import HTTPOptions, ProxyLocation, gRPCOptions  # noqa: PLC0415
     from ray.serve.schema import LoggingConfig  # noqa: PLC0415
 
     return get_controller_impl().remote(
         http_options=HTTPOptions(host=host, port=port),
         grpc_options=gRPCOptions(),
         global_logging_config=LoggingConfig(**_QUIET),
-        proxy_location=None,
+        proxy_location=ProxyLocation.EveryNode,
         global_tracing_config=None,
     )
 
@@ -183,21 +201,17 @@ def stop_ray(drain_timeout_s: float = 30.0) -> None:
     try:
         if node is not None and node.head:
             _stop_serve(drain_timeout_s)
-            _stop_runners()
-            _stop_tenant_actors()
+            stop_platform_actors()
     finally:
         ray.shutdown(wait_for_processes=True)
 
 
-def _stop_runners() -> None:
+def stop_platform_actors() -> None:
+    """Have runners and tenants' actors finish what they accepted; they take nothing more."""
     from actors.run.runner_actor import stop_runners  # noqa: PLC0415 - Ray reads the environment
+    from actors.supervision.root import stop_tenant_actors  # noqa: PLC0415 - likewise
 
     stop_runners()
-
-
-def _stop_tenant_actors() -> None:
-    from actors.supervision.root import stop_tenant_actors  # noqa: PLC0415 - Ray reads the environment
-
     stop_tenant_actors()
 
 

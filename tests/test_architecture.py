@@ -28,6 +28,7 @@ PURE = [
     "actors/policies/retry.py",
     "actors/policies/window.py",
     "actors/supervision/circuit.py",
+    "actors/supervision/homes.py",
     "actors/supervision/messages.py",
     "actors/supervision/permits.py",
     "actors/system.py",

@@ -1,7 +1,7 @@
 """Reconciles what runs with what is wanted: actors that Ray still has and nobody needs are ended.
 
 A supervisor that was killed in the middle of a move or a retirement leaves such actors behind: silos of tenants that have
-moved to the pool, pool shards above the configured number. A silo whose tenant merely sleeps says so itself (``VACANT``).
+moved to the pool, pool shards above the number there should be, actors that have a successor. A silo whose tenant merely sleeps says so itself (``VACANT``).
 """
 
 import asyncio
@@ -9,6 +9,7 @@ import logging
 
 from ray.exceptions import RayError
 
+from actors.supervision.homes import ActorName
 from actors.supervision.shards import ShardActors
 from events.errors import PlatformError
 from events.store import EventStore
@@ -45,7 +46,6 @@ class Janitor:
         return ended
 
     async def _is_wanted(self, name: str) -> bool:
-        if not name.startswith("silo-"):
-            return self._shards.is_wanted(name, "pool")
-        head = await self._store.head(name.removeprefix("silo-"))
+        tenant = ActorName.parse(name).tenant
+        head = await self._store.head(tenant) if tenant else None
         return self._shards.is_wanted(name, head.placement if head is not None else None)

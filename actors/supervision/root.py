@@ -11,7 +11,11 @@ import ray
 from ray.exceptions import ActorDiedError, RayError
 
 from actors.shard import Limits
+from actors.supervision.cluster import Cluster
+from actors.supervision.homes import ActorName, Homes
 from actors.supervision.janitor import Janitor
+from actors.supervision.moves import Moves
+from actors.supervision.placement import PLACEMENT
 from actors.supervision.shards import ShardActors
 from actors.supervision.timers import TimerScan
 from actors.supervision.wardens import Warden
@@ -32,12 +36,14 @@ _RETRY_S = 0.1
 
 
 class RootSupervisor:
-    """Detached, named, restarted for ever. Keeps no state of its own: Ray knows the actors, the store the tenants."""
+    """Detached, named, restarted for ever. Keeps no state of its own: Ray knows the actors and the pool's size, the store
+    the tenants.
+    """
 
     # async only so that a loop runs already; Ray awaits it
     async def __init__(self, connect: Connect, pool_shards: int, limits: Limits) -> None:  # type: ignore[misc]
         self._connect = connect
-        self._shards = ShardActors(connect, limits, pool_shards)
+        self._shards = ShardActors(connect, limits, Homes(pool_shards))
         self._subscriptions: list[Subscription] = []
         self._activating: dict[str, asyncio.Task[str]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -47,10 +53,14 @@ class RootSupervisor:
     async def _start(self) -> None:
         try:
             self._connections = await self._connect(ROOT_NAME)
+            cluster = Cluster()
+            await self._learn(cluster)
+            self._moves = Moves(self._connections.store, self._shards, cluster)
             for subject, handler in (
                 (ACTIVATE, self._on_activate),
                 (PREPARE, self._on_prepare),
                 (VACANT, self._on_vacant),
+                (PLACEMENT, self._on_order),
             ):
                 self._subscriptions.append(await self._connections.bus.subscribe(subject, handler))
             asker, clock = Asker(self._connections.bus), SystemClock()
@@ -58,13 +68,26 @@ class RootSupervisor:
             self._subscriptions += await self._warden.start()
             self._spawn(TimerScan(self._connections.store, asker, clock).run())
             self._spawn(Janitor(self._connections.store, self._shards).run())
+            self._spawn(self._moves.keep_settled())
+            self._spawn(self._moves.leave_draining_nodes())
         except Exception:
             log.exception("supervisor.start_failed")
             end_process()
 
-    async def ready(self) -> None:
-        """Returns when it listens."""
+    async def _learn(self, cluster: Cluster) -> None:
+        """What supervisors before this one left: how large the pool is, and which actors have a successor."""
+        names = await asyncio.to_thread(self._shards.names)
+        self._shards.homes.succeeded(map(ActorName.parse, names))
+        if (shards := await asyncio.to_thread(cluster.pool_shards)) is not None:
+            self._shards.homes.pool_shards = shards
+
+    async def ready(self, pool_shards: int) -> None:
+        """Returns when it listens, and the pool has so many actors: whoever deploys the platform says so, also of one that
+        runs already.
+        """
         await asyncio.shield(self._starting)
+        if pool_shards != self._shards.homes.pool_shards:
+            await self._moves.scale(pool_shards)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -85,6 +108,17 @@ class RootSupervisor:
 
     def _on_vacant(self, data: bytes, _reply_to: str) -> None:
         self._spawn(self._shards.retire(data.decode(errors="replace")))
+
+    def _on_order(self, data: bytes, reply_to: str) -> None:
+        self._spawn(self._carry_out(data, reply_to))
+
+    async def _carry_out(self, data: bytes, reply_to: str) -> None:
+        assert self._connections is not None
+        answer = await self._moves.answer(data)
+        try:
+            self._connections.bus.publish(reply_to, answer)
+        except PlatformError as error:  # who asked can look at what became of it
+            log.warning("supervisor.answer_lost order: %s", error)
 
     async def _answer(self, do: Callable[[str], Awaitable[str]], tenant: str, reply_to: str) -> None:
         """An empty answer: it is done. Otherwise the answer says why not."""
@@ -174,7 +208,7 @@ def start_root_supervisor(connect: Connect, pool_shards: int, limits: Limits) ->
     handle = detached_actor(RootSupervisor, ROOT_NAME, connect, pool_shards, limits)
 
     def wait() -> None:
-        ray.get(handle.ready.remote(), timeout=_START_TIMEOUT_S)
+        ray.get(handle.ready.remote(pool_shards), timeout=_START_TIMEOUT_S)
 
     return wait
 

@@ -11,8 +11,10 @@ from serve.cli.archive import archive
 from serve.cli.backup import backup, restore
 from serve.cli.budgets import budgets
 from serve.cli.calls import calls
+from serve.cli.deployment import deploy, undeploy
 from serve.cli.keys import keys
 from serve.cli.limits import limits
+from serve.cli.nodes import move_tenant, nodes, pool
 from serve.cli.prices import prices
 from serve.cli.resilience import breaker, breakers, bulkheads
 from serve.cli.runs import runs
@@ -29,6 +31,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(platform.up)
+app.command()(deploy)
+app.command()(undeploy)
 app.add_typer(tenants, name="tenant")
 app.add_typer(keys, name="key")
 app.add_typer(users, name="user")
@@ -40,6 +44,9 @@ app.add_typer(tools, name="tool")
 app.add_typer(runs, name="runs")
 app.add_typer(archive, name="archive")
 app.add_typer(vault, name="vault")
+tenants.command("move")(move_tenant)
+app.add_typer(nodes, name="node")
+app.add_typer(pool, name="pool")
 app.command("show", hidden=True)(show_tenant)
 app.command()(log.events)
 app.command()(usage.usage)

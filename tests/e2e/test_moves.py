@@ -1,14 +1,19 @@
-"""Tenants that move between real actors, and what a stop of the platform leaves of them."""
+"""Tenants that move between real actors and nodes, and what a stop of the platform leaves of them."""
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
 from events.ask import Asker
 from events.bus import Bus
+from events.codec import StoredEvent
 from events.errors import StoreUnavailableError
 from events.tenant import DescribeTenant, SetBudget
 from events.valkey_store import ValkeyEventStore, connect
@@ -17,14 +22,17 @@ from serve.installation import DataDir
 from serve.local_servers import LocalServer, valkey_spec
 from serve.ports import free_port
 from tests.kit.platform import UpProcess, running_platform
+from tests.kit.second_node import second_node
+from tests.kit.threads import repeating
 
 CALLERS = 8
 
 
-async def until(holds: Callable[[], bool], timeout_s: float = 60.0) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not await asyncio.to_thread(holds):  # noqa: ASYNC110 - Ray tells nobody when an actor has come or gone
-            await asyncio.sleep(0.1)  # what other processes do can only be asked for
+def until(holds: Callable[[], object], timeout_s: float = 120.0) -> None:
+    ends = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < ends, f"not in {timeout_s:g} s"
+        time.sleep(0.1)  # what other processes do can only be asked for
 
 
 async def load(asker: Asker, tenant: str, caller: int, stop: asyncio.Event) -> list[int]:
@@ -38,29 +46,106 @@ async def load(asker: Asker, tenant: str, caller: int, stop: asyncio.Event) -> l
     return positions
 
 
-async def move_under_load(platform: UpProcess, tenant: str) -> int:
-    """To an actor of its own and back, while it is asked. Returns the position of its last event."""
+async def under_load(platform: UpProcess, tenant: str, act: Callable[[httpx.Client], None]) -> int:
+    """Does it while the tenant is asked. Returns the position of its last event."""
     bus = await Bus.connect(platform.running.nats_url, "test", lambda: None)
     store = ValkeyEventStore(connect(platform.running.valkey_url))
     await store.open()
+    before = len(await budgets_set(store, tenant))
     asker, stop = Asker(bus), asyncio.Event()
     callers = [asyncio.create_task(load(asker, tenant, number, stop)) for number in range(CALLERS)]
-    with platform.admin() as admin:
-        pooled = len(await asyncio.to_thread(platform.pids_of, "ray::TenantActor"))
-        for plan, actors in (("pro", pooled + 1), ("free", pooled)):
-            changed = await asyncio.to_thread(admin.put, f"/tenants/{tenant}/plan", json={"plan": plan})
-            assert changed.status_code == 200, changed.text
-            await until(lambda actors=actors: len(platform.pids_of("ray::TenantActor")) == actors)  # type: ignore[misc]
-    stop.set()
-    answered = [position for positions in await asyncio.gather(*callers) for position in positions]
+    try:
+        with platform.admin() as admin:
+            await asyncio.to_thread(act, admin)
+    finally:
+        stop.set()
+        answers = await asyncio.gather(*callers)
+    answered = [position for positions in answers for position in positions]
     assert len(answered) == len(set(answered))
-    log = await store.read(tenant, 0, 1_000_000)
-    assert sum(b"budget.set" in event.record for event in log) == len(answered)
+    assert all(answers), "every caller was answered"
+    assert len(await budgets_set(store, tenant)) - before == len(answered)
     end = (await verify(store, tenant)).events
     assert (await asker.ask(tenant, DescribeTenant(), actor="test")).position == end
     await bus.close()
     await store.close()
     return end
+
+
+async def budgets_set(store: ValkeyEventStore, tenant: str) -> list[StoredEvent]:
+    return [event for event in await store.read(tenant, 0, 1_000_000) if b"budget.set" in event.record]
+
+
+def to_a_silo_and_back(platform: UpProcess) -> Callable[[httpx.Client], None]:
+    def act(admin: httpx.Client) -> None:
+        pooled = len(platform.pids_of("ray::TenantActor"))
+        for plan, actors in (("pro", pooled + 1), ("free", pooled)):
+            ordered(admin.put("/tenants/mover/plan", json={"plan": plan}))
+            until(lambda actors=actors: len(platform.pids_of("ray::TenantActor")) == actors)  # type: ignore[misc]
+
+    return act
+
+
+def ordered(answer: httpx.Response) -> dict[str, Any]:
+    assert answer.is_success, answer.text
+    body: dict[str, Any] = answer.json()
+    return body
+
+
+def actors_on(admin: httpx.Client, node: str) -> list[str]:
+    """Once nothing is on its way any more."""
+    placement: dict[str, Any] = {}
+
+    def at_rest() -> bool:
+        placement.update(ordered(admin.get("/nodes")))
+        return not placement["moving"]
+
+    until(at_rest)
+    (names,) = (row["actors"] for row in placement["data"] if row["id"] == node)
+    return sorted(names)
+
+
+def refused(answer: httpx.Response) -> str:
+    assert answer.is_client_error, answer.text
+    message: str = answer.json()["error"]["message"]
+    return message
+
+
+def between_nodes(platform: UpProcess, node: str) -> Callable[[httpx.Client], None]:
+    """There and back; the second time the supervisor dies as soon as it was told."""
+
+    def act(admin: httpx.Client) -> None:
+        head = next(row["id"] for row in ordered(admin.get("/nodes"))["data"] if row["head"])
+        ordered(admin.post("/tenants/alone/move", json={"node": node[:10]}))
+        assert actors_on(admin, node) == ["silo-alone.1"]
+        ordered(admin.post("/pool/0/move", json={"node": node}))
+        assert actors_on(admin, node) == ["pool-0.1", "silo-alone.1"]
+        assert actors_on(admin, head) == []
+        assert "pool move pool-0" in refused(admin.post("/tenants/mover/move", json={"node": node}))
+        assert "node 'nowhere'" in refused(admin.post("/tenants/alone/move", json={"node": "nowhere"}))
+        with repeating(lambda: admin.post("/tenants/alone/move", json={"node": head})):
+            (root,) = platform.pids_of("ray::RootSupervisor")
+            until(lambda: platform.pids_of("ray::TenantActor"))  # on the head; those of the other node are not its children
+            os.kill(root, signal.SIGKILL)
+            until(lambda: actors_on(admin, head) == ["silo-alone.2"])
+        until(lambda: actors_on(admin, node) == ["pool-0.1"])  # by the janitor, where the supervisor died before it did
+
+    return act
+
+
+def scale_and_drain(node: str) -> Callable[[httpx.Client], None]:
+    def act(admin: httpx.Client) -> None:
+        head = next(row["id"] for row in ordered(admin.get("/nodes"))["data"] if row["head"])
+        assert ordered(admin.put("/pool", json={"shards": 3}))["pool_shards"] == 3
+        everywhere = sorted(actors_on(admin, node) + actors_on(admin, head))
+        assert everywhere == ["pool-0.1", "pool-1", "pool-2", "silo-alone.2"]
+        assert "head" in refused(admin.post(f"/nodes/{head}/drain"))
+        assert ordered(admin.post(f"/nodes/{node}/drain"))
+        until(lambda: actors_on(admin, node) == [])
+        assert "being drained" in refused(admin.post("/tenants/alone/move", json={"node": node}))
+        ordered(admin.put("/pool", json={"shards": 1}))
+        until(lambda: actors_on(admin, head) == ["pool-0.2", "silo-alone.2"])
+
+    return act
 
 
 async def opened(store: ValkeyEventStore) -> None:
@@ -91,13 +176,18 @@ async def snapshot_position(data_dir: Path, tenant: str) -> int:
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(300)
-def test_a_tenant_moves_between_actors_under_load_and_a_stop_leaves_its_snapshot(tmp_path: Path) -> None:
-    """Nothing is lost or doubled, the actor it left has ended, and the next start has nothing to replay."""
+@pytest.mark.timeout(600)
+def test_tenants_move_between_actors_and_nodes_under_load_and_a_stop_leaves_their_snapshots(tmp_path: Path) -> None:
+    """Nothing is lost or doubled, the actors they left have ended, and the next start has nothing to replay."""
     with running_platform(tmp_path / "data") as platform:
         with platform.admin() as admin:
-            admin.post("/tenants", json={"id": "mover", "name": "Mover"}).raise_for_status()
-        end = asyncio.run(move_under_load(platform, "mover"))
+            for tenant, plan in (("mover", "free"), ("alone", "pro")):
+                ordered(admin.post("/tenants", json={"id": tenant, "plan": plan}))
+            until(lambda: len(platform.pids_of("ray::TenantActor")) == 2)  # a new tenant moves to its own from the pool
+        asyncio.run(under_load(platform, "mover", to_a_silo_and_back(platform)))
+        with second_node(platform) as node:
+            asyncio.run(under_load(platform, "alone", between_nodes(platform, node)))
+            end = asyncio.run(under_load(platform, "mover", scale_and_drain(node)))
         began = time.monotonic()
         assert platform.stop() == 0
         assert time.monotonic() - began < 45

@@ -54,7 +54,7 @@ def test_the_ten_lines_with_the_openai_client_print_an_answer(platform: UpProces
 def test_the_operators_commands_work_in_the_order_they_stand(platform: UpProcess) -> None:
     commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("uv run tenantry ")]
     commands = [line for line in commands if " up" not in line and " bench" not in line]
-    assert len(commands) == 20
+    assert len(commands) == 22
     for line in commands:
         words = shlex.split(line, comments=True)[3:]
         words = [word for word in words if word != "--follow"]  # without it, the same command ends

@@ -23,6 +23,7 @@ from actors import snapshots
 from actors.run.dispatcher import Dispatcher
 from actors.shard import Limits, Shard
 from actors.supervision import root
+from actors.supervision.homes import Homes
 from actors.supervision.root import RootSupervisor
 from events import failpoints
 from events.bus import ACTIVATE, Bus, NoOneListensError
@@ -283,9 +284,10 @@ async def _serve_supervisor(plan: Plan, ready: Connection) -> None:
         return Connections(store, bus, keys)
 
     setattr(root, "ShardActors", lambda *_: OneShard(bus))  # noqa: B010 - a stand-in of another type
+    setattr(root, "Cluster", NoCluster)  # noqa: B010 - likewise
     supervisor = RootSupervisor.__new__(RootSupervisor)
     await supervisor.__init__(connected, 1, Limits())  # type: ignore[misc]  # as Ray constructs it
-    await supervisor.ready()
+    await supervisor.ready(1)
     ended = _end_on_sigterm()
     ready.send(True)
     await ended.wait()
@@ -299,7 +301,7 @@ class OneShard:
     """Stands for ``ShardActors``."""
 
     def __init__(self, bus: Bus) -> None:
-        self._bus = bus
+        self._bus, self.homes = bus, Homes(1)
 
     async def host(self, tenant: str, _placement: Placement) -> None:
         try:
@@ -317,6 +319,18 @@ class OneShard:
 
     async def close(self) -> None:
         pass
+
+
+class NoCluster:
+    """Stands for ``Cluster``: nothing is ever drained or scaled."""
+
+    @staticmethod
+    def pool_shards() -> None:
+        return None
+
+    @staticmethod
+    def draining() -> set[str]:
+        return set()
 
 
 _SERVE: dict[Role, Callable[[Plan, Connection], Coroutine[None, None, None]]] = {

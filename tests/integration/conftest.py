@@ -24,6 +24,7 @@ from serve.gateway import Gateway
 from serve.settings import Settings
 from tests.kit.activator import activating
 from tests.kit.cli import Cli
+from tests.kit.cluster import A, FakeCluster
 from tests.kit.gateway import ADMIN_KEY, METRICS_KEY, UPSTREAM_KEY, UPSTREAM_KEY_ENV, World, models_of
 from tests.kit.servers import MASTER_KEY, OLD_MASTER_KEY, Servers
 from tests.kit.upstream import running_upstream
@@ -56,9 +57,17 @@ async def silo(valkey_store: ValkeyEventStore, bus: Bus, keys: Keys) -> AsyncIte
 
 
 @pytest.fixture
-async def asker(bus: Bus, shard: Shard, silo: Shard, valkey_store: ValkeyEventStore) -> AsyncIterator[Asker]:
+async def cluster() -> FakeCluster:
+    """Where the supervisor believes that actors run; tenants are in the ``shard`` and the ``silo`` all the same."""
+    return FakeCluster({"pool-0": A}, {"pool-0": {"t1", "t2"}})
+
+
+@pytest.fixture
+async def asker(
+    bus: Bus, shard: Shard, silo: Shard, valkey_store: ValkeyEventStore, cluster: FakeCluster
+) -> AsyncIterator[Asker]:
     """Activates whoever is asked for and not there: in the ``shard``, or in the ``silo`` where the plan wants one."""
-    async with activating(bus, shard, silo=silo, store=valkey_store):
+    async with activating(bus, shard, silo=silo, store=valkey_store, cluster=cluster):
         yield Asker(bus)
 
 

@@ -3,19 +3,31 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import cast
 
 from actors.shard import Shard
+from actors.supervision.cluster import Cluster
+from actors.supervision.moves import Moves
+from actors.supervision.placement import PLACEMENT
+from actors.supervision.shards import ShardActors
 from events.bus import ACTIVATE, Bus
 from events.errors import PlatformError
 from events.store import EventStore
+from tests.kit.cluster import FakeCluster
 
 
 @asynccontextmanager
 async def activating(
-    bus: Bus, shard: Shard, *, silo: Shard | None = None, store: EventStore | None = None
+    bus: Bus,
+    shard: Shard,
+    *,
+    silo: Shard | None = None,
+    store: EventStore | None = None,
+    cluster: FakeCluster | None = None,
 ) -> AsyncIterator[None]:
     """Inside, whoever is asked for and not there is activated in the ``shard``; with ``silo`` and ``store``, in the
-    ``silo`` where the ``store`` says that the tenant's plan wants one.
+    ``silo`` where the ``store`` says that the tenant's plan wants one. What operators ask about nodes is answered of the
+    ``cluster``.
     """
     tasks: set[asyncio.Task[None]] = set()
 
@@ -36,6 +48,19 @@ async def activating(
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    subscription = await bus.subscribe(ACTIVATE, on_activate)
+    subscriptions = [await bus.subscribe(ACTIVATE, on_activate)]
+    if cluster is not None and store is not None:
+        moves = Moves(store, cast("ShardActors", cluster), cast("Cluster", cluster))
+
+        async def place(data: bytes, reply_to: str) -> None:
+            bus.publish(reply_to, await moves.answer(data))
+
+        def on_order(data: bytes, reply_to: str) -> None:
+            task = asyncio.create_task(place(data, reply_to))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+        subscriptions.append(await bus.subscribe(PLACEMENT, on_order))
     yield
-    await subscription.unsubscribe()
+    for subscription in subscriptions:
+        await subscription.unsubscribe()

@@ -20,9 +20,13 @@ class Cli:
         monkeypatch.setattr(AdminClient, "find", lambda _data_dir: self._client)
 
     async def __call__(self, *arguments: str) -> Any:
+        return json.loads(await self.text(*arguments, "--json"))
+
+    async def text(self, *arguments: str) -> str:
+        """What a person would read."""
         self._client = AdminClient(self._base_url, ADMIN_KEY)
-        result = await asyncio.to_thread(CliRunner().invoke, app, [*arguments, "--json"])
+        result = await asyncio.to_thread(CliRunner().invoke, app, [*arguments])
         self._client.close()
         if result.exception is not None:
             raise result.exception
-        return json.loads(result.stdout)
+        return result.stdout

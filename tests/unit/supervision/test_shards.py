@@ -9,6 +9,7 @@ import pytest
 
 from actors.shard import Limits
 from actors.supervision import shards
+from actors.supervision.homes import Homes
 from actors.supervision.shards import ShardActors
 from events.errors import NotServedError
 from events.process import Connect
@@ -31,7 +32,7 @@ class Actor:
 @pytest.fixture
 def actor(monkeypatch: pytest.MonkeyPatch) -> Actor:
     actor = Actor()
-    monkeypatch.setattr(shards, "detached_actor", lambda *_: actor)
+    monkeypatch.setattr(shards, "detached_actor", lambda *_, **__: actor)
     monkeypatch.setattr(shards, "ANSWER_TIMEOUT_S", 0.05)
     monkeypatch.setattr(shards, "START_TIMEOUT_S", 0.05)
     return actor
@@ -47,7 +48,7 @@ async def _outcome(work: Any) -> str:
 
 async def test_an_actor_that_does_not_answer_holds_nobody_up(actor: Actor, monkeypatch: pytest.MonkeyPatch) -> None:
     """More tenants wait than calls are let out at once: all of them are told, and once the process goes on, it is asked."""
-    hosts, tenants = ShardActors(cast("Connect", None), Limits(), 1), [f"t{number}" for number in range(20)]
+    hosts, tenants = ShardActors(cast("Connect", None), Limits(), Homes(1)), [f"t{number}" for number in range(20)]
     outcomes = await asyncio.gather(*(_outcome(hosts.host(tenant, "pool")) for tenant in tenants))
     assert set(outcomes) == {"its actor pool-0 has not answered for 0.05 s"}
     assert await _outcome(hosts.host_alone("t1", "pool")) == outcomes[0]

@@ -1,0 +1,72 @@
+"""A second Ray node beside a running platform, on the same machine and on loopback: ``ray start`` without its public address.
+
+Run as a program it is that node, until it is told to end: ``python -m tests.kit.second_node GCS_ADDRESS DIRECTORY``.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from serve import ray_runtime
+from tests.kit.platform import UpProcess
+
+_STOP_TIMEOUT_S = 30.0
+
+
+@contextmanager
+def second_node(platform: UpProcess) -> Iterator[str]:
+    """Inside, the node is part of the platform's cluster. Yields its id."""
+    environment = {
+        name: value
+        for name, value in psutil.Process(platform.pid_of("gcs_server")).environ().items()
+        if name not in ("RAY_JOB_ID", "RAY_RAYLET_PID")
+    }
+    with tempfile.TemporaryDirectory(prefix="tenantry-node-", dir="/tmp", ignore_cleanup_errors=True) as directory:
+        command = [sys.executable, "-m", "tests.kit.second_node", platform.running.ray_address, directory]
+        root = Path(__file__).parents[2]
+        process = subprocess.Popen(command, env=environment, cwd=root, stdout=subprocess.PIPE, text=True)
+        try:
+            assert process.stdout is not None
+            node_id = process.stdout.readline().strip()
+            assert node_id, "the node did not start"
+            yield node_id
+        finally:
+            process.terminate()
+            process.wait(_STOP_TIMEOUT_S)
+
+
+def main(gcs_address: str, directory: str) -> None:
+    from ray._private.node import Node
+    from ray._private.parameter import RayParams
+
+    with ray_runtime._only_what_is_used():
+        parameters = RayParams(
+            gcs_address=gcs_address,
+            node_ip_address="127.0.0.1",
+            num_cpus=4,
+            num_gpus=0,
+            object_store_memory=100 * 2**20,
+            node_manager_port=0,
+            min_worker_port=0,
+            max_worker_port=0,
+            temp_dir=str(Path(directory) / "r"),
+        )
+        parameters.dashboard_agent_listen_port = None
+        node = Node(parameters, head=False, shutdown_at_exit=False, spawn_reaper=True)
+    ended = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ended)
+    print(node.node_id, flush=True)
+    signal.sigwait(ended)
+    node.kill_all_processes(check_alive=False, allow_graceful=True, wait=True)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    main(*sys.argv[1:])
