@@ -124,7 +124,9 @@ def between_nodes(platform: UpProcess, node: str) -> Callable[[httpx.Client], No
         assert "node 'nowhere'" in refused(admin.post("/tenants/alone/move", json={"node": "nowhere"}))
         with repeating(lambda: admin.post("/tenants/alone/move", json={"node": head})):
             (root,) = platform.pids_of("ray::RootSupervisor")
-            until(lambda: platform.pids_of("ray::TenantActor"))  # on the head; those of the other node are not its children
+            until(
+                lambda: platform.pids_of("ray::TenantActor")
+            )  # on the head; those of the other node are not its children
             os.kill(root, signal.SIGKILL)
             until(lambda: actors_on(admin, head) == ["silo-alone.2"])
         until(lambda: actors_on(admin, node) == ["pool-0.1"])  # by the janitor, where the supervisor died before it did

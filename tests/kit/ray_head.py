@@ -15,7 +15,7 @@ from pathlib import Path
 
 from serve.ports import free_ports
 
-_START_TIMEOUT_S, _STOP_TIMEOUT_S = 120.0, 60.0
+_START_TIMEOUT_S, _STOP_TIMEOUT_S = 90.0, 60.0
 
 
 class RayHead:
@@ -64,20 +64,20 @@ def ray_head(settings: Mapping[str, str]) -> Iterator[RayHead]:
             *(f"--ray-client-server-port={client_port}", f"--dashboard-agent-listen-port={agent_port}"),
             "--object-store-memory=100000000",
         ]
-        process = subprocess.Popen(
-            command, env={**environment, "RAY_ADDRESS": ""}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        log_path = Path(directory) / "head.log"
+        with log_path.open("w") as log:
+            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         try:
             url = f"http://127.0.0.1:{dashboard_port}"
-            _wait_for(f"{url}/api/version")
-            _wait_for(f"http://127.0.0.1:{agent_port}/")  # which starts jobs
+            _wait_for(f"{url}/api/version", log_path)
+            _wait_for(f"http://127.0.0.1:{agent_port}/", log_path)  # which starts jobs
             yield RayHead({**environment, "RAY_ADDRESS": f"127.0.0.1:{gcs_port}"}, url)
         finally:
             process.terminate()
             process.wait(_STOP_TIMEOUT_S)
 
 
-def _wait_for(url: str) -> None:
+def _wait_for(url: str, log_path: Path) -> None:
     ends = time.monotonic() + _START_TIMEOUT_S
     while True:
         try:
@@ -86,5 +86,5 @@ def _wait_for(url: str) -> None:
         except urllib.error.HTTPError:  # it wants a token, or another path: it is there
             return
         except OSError:
-            assert time.monotonic() < ends, f"nobody answers at {url}"
+            assert time.monotonic() < ends, f"nobody answers at {url}: {log_path.read_text()}"
             time.sleep(0.1)  # only asking tells

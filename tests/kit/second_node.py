@@ -34,7 +34,8 @@ def second_node(platform: UpProcess) -> Iterator[str]:
         process = subprocess.Popen(command, env=environment, cwd=root, stdout=subprocess.PIPE, text=True)
         try:
             assert process.stdout is not None
-            node_id = process.stdout.readline().strip()
+            with process.stdout as lines:
+                node_id = lines.readline().strip()
             assert node_id, "the node did not start"
             yield node_id
         finally:
