@@ -65,12 +65,13 @@ def deploy(deployment: Deployment, say: Say) -> None:
     with _step(say, f"Ray at {deployment.address}"):
         ray_runtime.connect_ray(deployment.address, own)
     # these import ray.serve, which reads its environment then
-    from serve import app, bootstrap  # noqa: PLC0415
+    from serve import app  # noqa: PLC0415
+    from serve.bootstrap.actors import start_actors  # noqa: PLC0415
 
     try:
         with _step(say, "the actors"):
             stop_actors()
-            wait_for_actors = bootstrap.start_actors(settings)
+            wait_for_actors = start_actors(settings)
             wait_for_actors()
         with _step(say, f"the gateway, {deployment.replicas} replicas"):
             app.deploy_gateway(deployment.port, host=deployment.host, replicas=deployment.replicas)

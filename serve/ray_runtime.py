@@ -121,6 +121,7 @@ def run_application(
         RayError: A proxy failed, for example because the port is taken.
         TimeoutError: Neither an answer nor a failure in time.
     """
+    import ray  # noqa: PLC0415 - reads the environment
     from ray import serve as ray_serve  # noqa: PLC0415
     from ray.serve._private.client import ServeControllerClient  # noqa: PLC0415
     from ray.serve.context import _set_global_client  # noqa: PLC0415
