@@ -12,7 +12,6 @@ import msgspec
 from events.errors import PlatformError
 from serve import ray_runtime
 from serve.edge import serve_environment
-from serve.ports import free_ports
 from serve.settings import Settings, SettingsError, load_models, tool_configs
 
 log = logging.getLogger(__name__)
@@ -121,7 +120,7 @@ def _namespace() -> str:
     return ray_runtime.NAMESPACE
 
 
-def ray_environment(run_dir: Path) -> dict[str, str]:
+def ray_environment(run_dir: Path, metrics_port: int, fallback_port: int) -> dict[str, str]:
     """What `ray start` must have in its environment on each node, besides the settings: Serve behind the hardened HAProxy.
 
     Raises:
@@ -132,7 +131,6 @@ def ray_environment(run_dir: Path) -> dict[str, str]:
         found = run_dir.stat()
         if found.st_uid != os.getuid() or found.st_mode & 0o077:
             raise PlatformError(f"{run_dir} must belong to this user alone: chmod 700, or name another with --run-dir")
-        metrics_port, fallback_port = free_ports(2)
         return ray_runtime.CLUSTER_ENVIRONMENT | serve_environment(run_dir, metrics_port, fallback_port)
     except (OSError, ValueError) as error:
         raise PlatformError(f"{error}: name another directory with --run-dir") from error

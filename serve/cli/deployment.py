@@ -53,6 +53,8 @@ def environment(
     run_dir: Annotated[
         Path, typer.Option(help="A directory of this user alone, with a short path, for HAProxy's sockets.")
     ] = _RUN_DIR,
+    metrics_port: Annotated[int, typer.Option(help="HAProxy's own figures, on loopback.")] = 9101,
+    fallback_port: Annotated[int, typer.Option(help="Serve's proxy that stands by while no gateway is up.")] = 8500,
 ) -> None:
     """Print what Ray must have in its environment on this node, for a shell: eval "$(tenantry node env)" && ray start …
 
@@ -60,5 +62,5 @@ def environment(
     """
     from serve import deployment  # noqa: PLC0415 - likewise
 
-    for name, value in deployment.ray_environment(run_dir).items():
+    for name, value in deployment.ray_environment(run_dir, metrics_port, fallback_port).items():
         print(f"export {name}={shlex.quote(value)}")

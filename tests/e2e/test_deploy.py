@@ -44,7 +44,7 @@ def client(port: int) -> httpx.Client:
 
 def deploy(ray: RayHead, port: int, models: Path, name: str) -> None:
     models.write_text(MODELS.format(name=name))
-    printed = ray.submit("tenantry", "deploy", "--port", str(port), "--models", str(models))
+    printed = ray.submit("tenantry", "deploy", "--port", str(port), "--replicas", "2", "--models", str(models))
     assert f"Deployed: http://127.0.0.1:{port}/v1" in printed
 
 
@@ -60,7 +60,8 @@ def use(ray: RayHead, admin: httpx.Client, port: int, tmp_path: Path) -> None:
 
     def write() -> None:
         answer = admin.put("/tenants/acme/budget", json={"limit_usd": f"{len(written) + 1}.00", "window": "month"})
-        written.append(int(answer.raise_for_status().headers["x-tenantry-position"]))
+        assert answer.is_success, answer.text
+        written.append(int(answer.headers["x-tenantry-position"]))
 
     with repeating(write):
         deploy(ray, port, tmp_path / "models.yaml", "second")

@@ -34,12 +34,16 @@ class RayHead:
 
     def submit(self, *command: str) -> str:
         """As a job; returns what it printed when it is done."""
-        return self.run("ray", "job", "submit", "--address", self._dashboard_url, "--", shlex.join(command))
+        return self.run("ray", "job", "submit", "--address", self._dashboard_url, "--", *command)
 
 
 def environment_of_node(run_dir: Path, settings: Mapping[str, str]) -> dict[str, str]:
     """As a node's shell has it after ``eval "$(tenantry node env)"``."""
-    command = [sys.executable, "-m", "serve.cli", "node", "env", "--run-dir", str(run_dir)]
+    metrics_port, fallback_port = free_ports(2)
+    command = [
+        *(sys.executable, "-m", "serve.cli", "node", "env", "--run-dir", str(run_dir)),
+        *("--metrics-port", str(metrics_port), "--fallback-port", str(fallback_port)),
+    ]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     exported = dict(shlex.split(line)[1].split("=", 1) for line in printed.splitlines())
     scripts = sysconfig.get_path("scripts")
@@ -62,7 +66,7 @@ def ray_head(settings: Mapping[str, str]) -> Iterator[RayHead]:
             *("ray", "start", "--head", "--block", "--num-cpus=4", f"--port={gcs_port}", "--node-ip-address=127.0.0.1"),
             *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}", f"--temp-dir={directory}/r"),
             *(f"--ray-client-server-port={client_port}", f"--dashboard-agent-listen-port={agent_port}"),
-            "--object-store-memory=100000000",
+            *("--min-worker-port=0", "--max-worker-port=0", "--object-store-memory=100000000"),
         ]
         log_path = Path(directory) / "head.log"
         with log_path.open("w") as log:

@@ -24,7 +24,7 @@ BODIES: dict[str, Any] = {
     "ForkFrom": {"step": "reserve"},
 }
 # Names that are the platform's or the caller's own, no tenant's.
-_NOBODYS = {"model", "name", "tool", "step", "saga", "agent"}
+_NOBODYS = {"model", "name", "tool", "step", "saga", "agent", "node", "shard"}
 
 
 class Tenant(msgspec.Struct, frozen=True):
