@@ -3,18 +3,21 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
+from actors.supervision.homes import is_tenant_actor
 from events.errors import PlatformError
 from serve import ray_runtime
 from serve.edge import serve_environment
 from serve.settings import Settings, SettingsError, load_models, tool_configs
 
 log = logging.getLogger(__name__)
+
+_END_TIMEOUT_S = 30.0
 
 Say = Callable[[str], None]
 
@@ -53,8 +56,8 @@ def settings_of(deployment: Deployment, environment: Mapping[str, str]) -> tuple
 
 
 def deploy(deployment: Deployment, say: Say) -> None:
-    """Put the platform, or another version of it, onto the cluster. Over one that runs, its actors are replaced: what they
-    accepted is finished first, requests wait for their successors, gateways follow one by one.
+    """Put the platform, or another version of it, onto the cluster. Over one that runs, its actors are followed by others:
+    those of tenants first start, then take over from the ones before; gateways follow one by one.
 
     Raises:
         SettingsError: See ``settings_of``.
@@ -64,14 +67,24 @@ def deploy(deployment: Deployment, say: Say) -> None:
     with _step(say, f"Ray at {deployment.address}"):
         ray_runtime.connect_ray(deployment.address, own)
     # these import ray.serve, which reads its environment then
+    from actors.run.runner_actor import stop_runners  # noqa: PLC0415
+    from actors.supervision.root import renew_tenant_actors  # noqa: PLC0415
     from serve import app  # noqa: PLC0415
     from serve.bootstrap.actors import start_actors  # noqa: PLC0415
 
     try:
+        names = _names()
+        tenants = [name for name in names if is_tenant_actor(name)]
+        ray_runtime.start_serve(deployment.host, deployment.port)
         with _step(say, "the actors"):
-            stop_actors()
+            # tenants are served by theirs meanwhile; what the others have in hand comes again
+            stop_runners()
+            _end([name for name in names if name not in tenants])
             wait_for_actors = start_actors(settings)
             wait_for_actors()
+        if tenants:
+            with _step(say, f"{len(tenants)} actors of tenants, while they are used"):
+                renew_tenant_actors(tenants)
         with _step(say, f"the gateway, {deployment.replicas} replicas"):
             app.deploy_gateway(deployment.port, host=deployment.host, replicas=deployment.replicas)
     finally:
@@ -96,28 +109,34 @@ def undeploy(address: str, say: Say) -> None:
             if APP_NAME in ray_serve.status().applications:
                 ray_serve.delete(APP_NAME)
         with _step(say, "the actors"):
-            stop_actors()
+            ray_runtime.stop_platform_actors()
+            _end(_names())
     finally:
         ray_runtime.stop_ray()
 
 
-def stop_actors() -> None:
-    """End all actors of the platform that this process is connected to, in the order in which they need each other."""
+def _names() -> list[str]:
+    """Of the actors of the platform, if there is one."""
     import ray  # noqa: PLC0415 - reads the environment
 
-    names = [row["name"] for row in ray.util.list_named_actors(all_namespaces=True) if row["namespace"] == _namespace()]
-    if not names:
-        return
-    ray_runtime.stop_platform_actors()
+    rows = ray.util.list_named_actors(all_namespaces=True)
+    return [row["name"] for row in rows if row["namespace"] == ray_runtime.NAMESPACE]
+
+
+def _end(names: Sequence[str]) -> None:
+    """Returns when nobody goes by these names any more: who is created under one of them is another actor then."""
+    import ray  # noqa: PLC0415 - reads the environment
+
     for name in names:
         try:
-            ray.kill(ray.get_actor(name, namespace=_namespace()))
+            ray.kill(ray.get_actor(name, namespace=ray_runtime.NAMESPACE))
         except ValueError:  # it ended by itself meanwhile
             log.debug("deploy.ended_before actor=%s", name)
-
-
-def _namespace() -> str:
-    return ray_runtime.NAMESPACE
+    ends = time.monotonic() + _END_TIMEOUT_S
+    while set(names) & set(_names()):
+        if time.monotonic() > ends:
+            raise PlatformError(f"Ray does not end {', '.join(names)}: try again")
+        time.sleep(0.05)  # Ray's list of names can only be asked for
 
 
 def ray_environment(run_dir: Path, metrics_port: int, fallback_port: int) -> dict[str, str]:

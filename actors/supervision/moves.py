@@ -7,7 +7,7 @@ names of the actors tell (``homes``), and its successor goes on from them.
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 
 import msgspec
 from ray.exceptions import RayError
@@ -40,7 +40,7 @@ _LEAVING_AT_ONCE = 4  # actors: each successor is a process that starts
 
 
 class Move(msgspec.Struct, frozen=True):
-    """``node_id`` is "" where tenants go from one actor of the pool to another."""
+    """``node_id`` is "" where it does not matter."""
 
     node_id: str
     task: asyncio.Task[None]
@@ -62,6 +62,9 @@ class Moves:
         except (RayError, RuntimeError) as error:
             log.warning("supervisor.order_failed: %s", error)
             answer = NotPlaced("tenant_unavailable", "an actor could not be started: everybody is served where it was")
+        except Exception:  # a defect: who asked must not wait for it in vain
+            log.exception("supervisor.order_crashed")
+            answer = NotPlaced("internal_error", "something went wrong in the supervisor; its log says what")
         return encode(answer)
 
     async def do(self, order: AnyOrder) -> Placed:
@@ -160,11 +163,28 @@ class Moves:
         async with self._scaling:
             for shard in range(self._shards.homes.pool_shards, pool_shards):
                 await self._shards.start_in_pool(shard)
+            if pool_shards == self._shards.homes.pool_shards:
+                return
             # kept first: a supervisor that starts after this one must not know less than the actors do
             await asyncio.to_thread(self._cluster.keep_pool_shards, pool_shards)
             self._shards.homes.pool_shards = pool_shards
         self._scaled.set()
         log.info("supervisor.scaled pool_shards=%s", pool_shards)
+
+    async def renew(self, names: Sequence[str]) -> None:
+        """Have each of these actors followed by another one, which has the code and the settings of today; one that has a
+        successor already is left alone. Raises as ``do``.
+        """
+        slots = asyncio.Semaphore(_LEAVING_AT_ONCE)
+
+        async def follow(actor: ActorName) -> None:
+            async with slots:
+                while (under_way := self._moving.get(actor.home)) is not None:
+                    await asyncio.wait([under_way.task])
+                if actor == self._shards.homes.actor(actor.home):
+                    await asyncio.shield(self._begin(actor.home, "", self._go(actor.home, "")).task)
+
+        await asyncio.gather(*map(follow, map(ActorName.parse, names)))
 
     async def settle(self) -> None:
         """Have the pool's tenants go where they belong, if they are elsewhere, and end the actors that are too many."""

@@ -5,7 +5,7 @@ It stands on no request's path: a tenant that is active is asked directly, and s
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
 import ray
 from ray.exceptions import ActorDiedError, RayError
@@ -73,6 +73,10 @@ class RootSupervisor:
         except Exception:
             log.exception("supervisor.start_failed")
             end_process()
+
+    async def renew(self, names: Sequence[str]) -> None:
+        """See ``Moves.renew``."""
+        await self._moves.renew(names)
 
     async def _learn(self, cluster: Cluster) -> None:
         """What supervisors before this one left: how large the pool is, and which actors have a successor."""
@@ -211,6 +215,16 @@ def start_root_supervisor(connect: Connect, pool_shards: int, limits: Limits) ->
         ray.get(handle.ready.remote(pool_shards), timeout=_START_TIMEOUT_S)
 
     return wait
+
+
+def renew_tenant_actors(names: Sequence[str]) -> None:
+    """Have these actors of tenants followed by ones with the code and the settings of today, one by one, while their
+    tenants are served.
+
+    Raises:
+        PlatformError, RayError: A successor could not be started: its tenants are served where they were.
+    """
+    ray.get(ray.get_actor(ROOT_NAME, namespace=NAMESPACE).renew.remote(names))
 
 
 def stop_tenant_actors() -> None:

@@ -33,8 +33,8 @@ def deploy(
     ray job submit -- tenantry deploy --host 0.0.0.0 --replicas 4
 
     The cluster's processes have the settings of the environment that Ray was started with on their node; see `tenantry node
-    env` for what else belongs there. Over a platform that runs this is an upgrade: its actors finish what they accepted and
-    are replaced, requests wait meanwhile, no command is lost. TENANTRY_POOL_SHARDS is as it says from then on.
+    env` for what else belongs there. Over a platform that runs this is an upgrade: tenants' actors
+    start anew beside the old ones and take over while they are used; no command is lost. TENANTRY_POOL_SHARDS is as it says from then on.
     """
     from serve import deployment  # noqa: PLC0415 - Ray's environment must be set before Ray is imported
 

@@ -7,7 +7,18 @@ import pytest
 
 from actors.supervision.homes import ActorName
 from actors.supervision.moves import Moves
-from actors.supervision.placement import AnyOrder, DrainNode, MoveShard, MoveTenant, Placed, ScalePool, ShowPlacement
+from actors.supervision.placement import (
+    AnyOrder,
+    DrainNode,
+    MoveShard,
+    MoveTenant,
+    NotPlaced,
+    Placed,
+    ScalePool,
+    ShowPlacement,
+    decode_answer,
+    encode,
+)
 from events.errors import NotFoundError, NotPlacedError, NotServedError
 from tests.kit.cluster import A, B, C, FakeCluster
 
@@ -117,6 +128,27 @@ async def test_a_pool_that_shrinks_ends_the_actors_that_are_too_many_when_they_a
     assert world.names() == ["pool-0", "silo-acme"]
     assert len(world.tenants["pool-0"]) == 40
     assert world.kept == [3, 1]
+
+
+async def test_an_upgrade_starts_every_actor_anew_and_none_twice(world: FakeCluster, moves: Moves) -> None:
+    names = world.names()
+    await moves.do(MoveTenant("acme", B))
+    await moves.renew(names)
+    assert world.names() == ["pool-0.1", "silo-acme.1"]
+    assert len(world.tenants["pool-0.1"]) == 40
+    assert (await moves.do(ShowPlacement())).moving == []
+
+
+async def test_a_defect_is_an_answer_too(world: FakeCluster, moves: Moves) -> None:
+    world.fails = [ZeroDivisionError()]
+    answer = decode_answer(await moves.answer(encode(MoveTenant("acme", B))))
+    assert isinstance(answer, NotPlaced)
+    assert answer.code == "internal_error"
+
+
+async def test_the_scale_it_has_is_not_kept_again(world: FakeCluster, moves: Moves) -> None:
+    await moves.do(ScalePool(1))
+    assert world.kept == []
 
 
 async def test_a_scale_whose_actors_can_not_be_started_is_not_kept(world: FakeCluster, moves: Moves) -> None:
