@@ -117,12 +117,15 @@ class ModelEndpoint:
 
     def _work(self, scope: Scope, body: bytes, principal: Principal, responder: Responder) -> Work:
         """What answers the request: the call itself, behind the cache and its Idempotency-Key where it asks for them."""
-        call = _PARSERS[scope["path"]](body, self._models)
+        call, key = _PARSERS[scope["path"]](body, self._models), header(scope, b"idempotency-key")
+        request = b"" if key is None else scope["path"].encode() + b"\x00" + as_asked(body)
+        if key is not None:
+            # a gateway that dies before it has kept the answer leaves a repeat that its upstream may know
+            call = msgspec.structs.replace(call, repeat_key=self._once.name_of(principal, key, request))
         work: Work = partial(self._serve, principal, call, responder)
         if (wish := wish_of(header(scope, _CACHE_HEADER))) is not None:
             work = partial(self._serve_cached, principal, call, responder, wish)
-        if (key := header(scope, b"idempotency-key")) is not None:
-            request = scope["path"].encode() + b"\x00" + as_asked(body)
+        if key is not None:
             work = partial(self._once.run, principal, key, request, responder, work)
         return work
 
@@ -306,7 +309,9 @@ class ModelEndpoint:
         note: Callable[[str], None],
     ) -> None:
         call = running.call
-        answer = await self._model_client.complete(hop.upstream, call.body_for(hop.model), call.path)
+        answer = await self._model_client.complete(
+            hop.upstream, call.body_for(hop.model), call.path, idempotency_key=call.key_at(hop.name)
+        )
         on_begin()
         running.meter.see(answer)
         tokens = running.meter.tokens()
@@ -332,7 +337,8 @@ class ModelEndpoint:
     ) -> None:
         call, last, has_sent_usage = running.call, dict[str, Any](), False
         chunks: list[dict[str, Any]] = []  # for the cache only
-        async for batch in self._model_client.batches(hop.upstream, call.body_for(hop.model)):
+        key = call.key_at(hop.name)
+        async for batch in self._model_client.batches(hop.upstream, call.body_for(hop.model), idempotency_key=key):
             if not responder.has_started:  # only now: until the first chunk an error can still be a status
                 on_begin()
                 await responder.start(200, _SSE_HEADERS)

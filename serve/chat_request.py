@@ -1,5 +1,6 @@
 """A chat completion request: what has to be right before money is reserved for it. Pure."""
 
+import hashlib
 import re
 from typing import Annotated, Any, TypeVar
 
@@ -97,6 +98,7 @@ class ChatRequest(msgspec.Struct, frozen=True):
 class Call(msgspec.Struct, frozen=True):
     """A request that passed: what an upstream is sent, and the most it can use. ``fallbacks``: the other models that can do
     what is asked. ``limit``: the field that bounds the answer where the client gave no bound: then each model has its own.
+    ``repeat_key``: the same for a repeat of the very same call by the same client; "" where it sent no Idempotency-Key.
     """
 
     model: Model
@@ -110,12 +112,17 @@ class Call(msgspec.Struct, frozen=True):
     tags: dict[str, str] = {}
     fallbacks: tuple[Model, ...] = ()
     limit: str = ""
+    repeat_key: str = ""
 
     def body_for(self, model: Model) -> dict[str, Any]:
         """What an upstream of ``model`` is sent, but for the model's name there."""
         if not self.limit or model is self.model:
             return self.body
         return {**self.body, self.limit: model.max_output_tokens}
+
+    def key_at(self, upstream: str) -> str:
+        """The Idempotency-Key for one upstream, which another one's is not: what they are sent differs."""
+        return hashlib.sha256(f"{self.repeat_key}/{upstream}".encode()).hexdigest() if self.repeat_key else ""
 
     def target(self, model: Model, price: TokenPrice) -> Target:
         """The most that the call can cost at one of its models."""

@@ -96,6 +96,10 @@ class Once:
                 if not responder.has_ended:
                     self._release(held)
 
+    def name_of(self, who: Principal, key: str, request: bytes) -> str:
+        """The same for each repeat of the request under the key, by whoever may repeat it; tells nothing of either."""
+        return self._digest("repeat", who.tenant, who.key_id, key, request).hex()
+
     async def whole(
         self, tenant: str, caller: str, key: str, request: bytes, work: Callable[[], Awaitable[Taken]]
     ) -> Taken:

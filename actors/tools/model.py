@@ -159,9 +159,11 @@ class ModelClient:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise _broke_off(upstream, error) from error
 
-    async def complete(self, upstream: Upstream, body: dict[str, Any], path: str = CHAT) -> dict[str, Any]:
+    async def complete(
+        self, upstream: Upstream, body: dict[str, Any], path: str = CHAT, *, idempotency_key: str = ""
+    ) -> dict[str, Any]:
         """The whole answer: a completion, or whatever the ``path`` gives."""
-        async with self._observed(upstream, body, path) as (request, response):
+        async with self._observed(upstream, body, path, idempotency_key) as (request, response):
             data = await read_capped(response, _ANSWER_BYTES_MAX)
             if data is None:
                 raise _broke_off(upstream, _Reason("an answer larger than 32 MiB"))

@@ -242,3 +242,27 @@ async def test_a_write_that_is_no_command_is_answered_once_as_well(world: World)
         assert missing.status_code == 404
     stranger = await world.admin.post(url, headers={**key, "authorization": f"Bearer {world.key}"})
     assert stranger.status_code == 401
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_repeat_of_what_was_not_kept_is_the_same_to_its_upstream_and_to_no_other(
+    world: World, stream: bool
+) -> None:
+    """Where a gateway dies between a model's answer and keeping it: the upstream may know that it has answered before."""
+    key = {"idempotency-key": "order 68"}
+    async with http_of(world) as http:
+        for model, headers, seed in (
+            ("m-error-500", key, 1),
+            ("m-error-500", key, 1),
+            ("m-error-500", key, 2),
+            ("m-ok", {}, 1),
+        ):
+            await http.post(URL, json=body(model, stream=stream, seed=seed), headers=headers)
+        await http.post(URL, json=body("r-model", stream=stream), headers={"idempotency-key": "order 69"})
+    first, again, other_body, keyless, hop, next_hop = (
+        headers.get("idempotency-key") for headers in world.upstream.ledger.headers
+    )
+    assert first == again
+    assert len({first, other_body, hop, next_hop}) == 4
+    assert keyless is None
+    assert "order" not in f"{first}{hop}"
