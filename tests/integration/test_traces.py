@@ -8,6 +8,13 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from aiohttp import web
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+    ExportTraceServiceRequest,
+    ExportTraceServiceResponse,
+)
+from opentelemetry.proto.trace.v1.trace_pb2 import Span as ProtoSpan
+from opentelemetry.proto.trace.v1.trace_pb2 import Status as ProtoStatus
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -18,7 +25,7 @@ from actors.tools.model import ModelClient
 from actors.tools.upstream import Upstream
 from events import tracing
 from serve.observe.metrics import Metrics
-from serve.observe.traces import OtelTracer, OwnDice
+from serve.observe.traces import OtelTracer, OwnDice, exporting
 from serve.observe.upstreams import UpstreamObserver
 from tests.kit.gateway import ASK, World
 
@@ -153,3 +160,38 @@ async def test_without_traces_nothing_is_carried_and_opentelemetry_is_not_even_l
     program = "import sys, serve.gateway; assert 'serve.observe.traces' not in sys.modules"
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", program)
     assert await process.wait() == 0
+
+
+async def test_a_collector_gets_what_opentelemetrys_protocol_says() -> None:
+    """Bytes on the wire, read by the protocol's own schema: parents, kinds, times, attributes, a failure."""
+    batches: list[ExportTraceServiceRequest] = []
+
+    async def collect(request: web.Request) -> web.Response:
+        assert request.content_type == "application/x-protobuf"
+        batches.append(ExportTraceServiceRequest.FromString(await request.read()))
+        return web.Response(body=ExportTraceServiceResponse().SerializeToString(), content_type=request.content_type)
+
+    app = web.Application()
+    app.router.add_post("/v1/traces", collect)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    tracer = exporting(f"http://127.0.0.1:{runner.addresses[0][1]}/v1/traces", 1.0, "gateway")
+    with (
+        tracer.begin("POST /x", "server", PARENT, {"http.request.method": "POST"}) as root,
+        pytest.raises(ValueError, match="prompt"),
+        tracer.begin("ask X", "client", root.traceparent, {}),
+    ):
+        raise ValueError("quotes a prompt")
+    await asyncio.to_thread(tracer.close)
+    await runner.cleanup()
+    ((resource,),) = [batch.resource_spans for batch in batches]
+    assert {"service.name", "service.instance.id"} <= {field.key for field in resource.resource.attributes}
+    spans = {span.name: span for scope in resource.scope_spans for span in scope.spans}
+    ask, post = spans["ask X"], spans["POST /x"]
+    assert {span.trace_id.hex() for span in (ask, post)} == {PARENT[3:35]}
+    assert (post.parent_span_id.hex(), ask.parent_span_id) == (PARENT[36:52], post.span_id)
+    assert (post.kind, ask.kind) == (ProtoSpan.SPAN_KIND_SERVER, ProtoSpan.SPAN_KIND_CLIENT)
+    assert post.start_time_unix_nano <= ask.start_time_unix_nano <= ask.end_time_unix_nano <= post.end_time_unix_nano
+    assert ask.status.code == ProtoStatus.STATUS_CODE_ERROR
+    assert b"prompt" not in batches[0].SerializeToString()
