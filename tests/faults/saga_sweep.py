@@ -11,11 +11,9 @@ import argparse
 import asyncio
 import random
 import sys
-import tempfile
-import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -39,12 +37,13 @@ from events.tenant import CreateTenant
 from events.tools import AllowTools
 from events.valkey_store import ValkeyEventStore, connect
 from tests.faults.saga_programs import SENDER, Endpoints, Order
+from tests.faults.sweeping import sweep
 from tests.faults.worker import Plan, Worker
 from tests.kit.checker import Violation
 from tests.kit.mail import Mailbox, running_mail_server
 from tests.kit.payments import FakeProvider, running_provider
 from tests.kit.run_checker import Attempt, Effect, Placed, check_runs, ordered
-from tests.kit.servers import Servers, open_vault, running_servers
+from tests.kit.servers import Servers, open_vault
 
 TENANTS, ORDERS_EACH = 2, 4
 _TIMEOUT_S = 120.0
@@ -312,19 +311,6 @@ def _owners(tenant: str, log: Sequence[Placed]) -> dict[str, tuple[str, str]]:
     return {idempotency_key(tenant, run, step, 0): (run, step) for run, step in steps}
 
 
-async def sweep(
-    schedules: Sequence[Schedule], servers: Servers, directory: Path, say: Callable[[str], None]
-) -> list[Verdict]:
-    verdicts = []
-    for number, schedule in enumerate(schedules, 1):
-        began = time.monotonic()
-        verdict = await run_one(schedule, servers, directory / f"{number:03d}-{schedule.point}-{schedule.seed}")
-        verdicts.append(verdict)
-        bad = "" if not (verdict.violations or verdict.invalid) else f"\n{verdict}"
-        say(f"{number}/{len(schedules)} {schedule.rule} {time.monotonic() - began:.1f} s{bad}")
-    return verdicts
-
-
 def _main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("points", nargs="*", help="failpoints; all of them where none is named", metavar="POINT")
@@ -335,14 +321,7 @@ def _main() -> int:
         parser.error(f"no such point: {', '.join(sorted(unknown))}; there are: {', '.join(PASSES)}")
     seeds = [asked.seed] if asked.seed is not None else range(asked.seeds)
     schedules = [Schedule(point, seed) for point in asked.points or PASSES for seed in seeds]
-    directory = Path(tempfile.mkdtemp(prefix="tenantry-sagas-"))
-    with running_servers(directory / "servers") as servers:
-        verdicts = asyncio.run(sweep(schedules, servers, directory, lambda text: print(text, flush=True)))
-    seen = sum((verdict.seen for verdict in verdicts), Counter[str]())
-    broken = sum(bool(verdict.violations) for verdict in verdicts)
-    invalid = sum(bool(verdict.invalid) for verdict in verdicts)
-    print(f"{len(verdicts)} runs, {broken} broke a promise, {invalid} prove nothing; {dict(seen)}; {directory}")
-    return 1 if broken or invalid else 0
+    return sweep(run_one, schedules, "sagas")
 
 
 if __name__ == "__main__":

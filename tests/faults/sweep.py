@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import random
 import sys
-import tempfile
 import time
 import uuid
 from collections import Counter
@@ -40,6 +39,7 @@ from projections.runner import ReadModels, decoded
 from projections.usage import UsageProjection
 from tests.faults import planted
 from tests.faults.clients import Client
+from tests.faults.sweeping import sweep
 from tests.faults.worker import HOST, READS_DB, Plan, Role, Worker
 from tests.kit.checker import Violation, check
 from tests.kit.history import (
@@ -58,7 +58,7 @@ from tests.kit.history import (
     read_history,
     write_history,
 )
-from tests.kit.servers import Servers, open_vault, running_servers
+from tests.kit.servers import Servers, open_vault
 
 Action = Literal["crash", "pause"]
 TENANTS, CLIENTS_EACH = 3, 2
@@ -398,19 +398,6 @@ def _seen(run: Run) -> Counter[str]:
     return seen
 
 
-async def sweep(
-    schedules: Sequence[Schedule], servers: Servers, directory: Path, say: Callable[[str], None]
-) -> list[Verdict]:
-    verdicts = []
-    for number, schedule in enumerate(schedules, 1):
-        began = time.monotonic()
-        verdict = await run_one(schedule, servers, directory / f"{number:03d}-{schedule.point}-{schedule.seed}")
-        verdicts.append(verdict)
-        bad = "" if not (verdict.violations or verdict.invalid) else f"\n{verdict}"
-        say(f"{number}/{len(schedules)} {schedule.rule} {time.monotonic() - began:.1f} s{bad}")
-    return verdicts
-
-
 def _main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("points", nargs="*", help="failpoints; all of them where none is named", metavar="POINT")
@@ -427,16 +414,7 @@ def _main() -> int:
         for seed in seeds
         for _ in range(arguments.runs)
     ]
-    directory = Path(tempfile.mkdtemp(prefix="tenantry-sweep-"))
-    with running_servers(directory / "servers") as servers:
-        verdicts = asyncio.run(sweep(schedules, servers, directory, print))
-    seen = sum((verdict.seen for verdict in verdicts), Counter())
-    broken = sum(bool(verdict.violations) for verdict in verdicts)
-    invalid = sum(bool(verdict.invalid) for verdict in verdicts)
-    print(
-        f"{len(verdicts)} runs, {broken} with a broken promise, {invalid} that prove nothing; {dict(seen)}; {directory}"
-    )
-    return 1 if broken or invalid else 0
+    return sweep(run_one, schedules, "sweep")
 
 
 if __name__ == "__main__":
