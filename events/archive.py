@@ -7,6 +7,7 @@ Every process with a store comes here, and few ever read a file: those load ``ev
 import asyncio
 import bisect
 import posixpath
+from collections import OrderedDict
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -19,6 +20,8 @@ from events.store import EventStore
 
 SEGMENT_EVENTS_MAX = 50_000
 _DRAFT_AGE_MAX = timedelta(hours=1)
+_READS_ON_EVENTS = 100  # who asks for so many at once will want what follows them
+_RESTS_KEPT = 4  # of row groups
 
 
 class Segment(msgspec.Struct, frozen=True, order=True):
@@ -42,6 +45,8 @@ class Archive:
     def __init__(self, base: str) -> None:
         self.base = base.rstrip("/")
         self._known: dict[str, list[Segment]] = {}  # by tenant; segments never change, and new ones are looked for
+        # by tenant and position of the end of a page that was read: what follows it in its row group
+        self._rests: OrderedDict[tuple[str, int], list[StoredEvent]] = OrderedDict()
 
     async def segments(self, tenant: str) -> list[Segment]:
         """In order, without gap."""
@@ -102,7 +107,23 @@ class Archive:
         segment = await self._holding(tenant, after_position + 1)
         if segment is None:
             return []
-        return await asyncio.to_thread(_read_segment, segment.path, after_position, limit)
+        whole = limit >= _READS_ON_EVENTS
+        events = await asyncio.to_thread(_read_segment, segment.path, after_position, limit, whole=whole)
+        return self._page(tenant, events, limit)
+
+    def read_on(self, tenant: str, after_position: int, limit: int) -> list[StoredEvent]:
+        """What follows a page that was read, as long as the rest of its row group lasts; empty for whoever does not go on
+        where that page ended.
+        """
+        return self._page(tenant, self._rests.pop((tenant, after_position), []), limit)
+
+    def _page(self, tenant: str, events: list[StoredEvent], limit: int) -> list[StoredEvent]:
+        if len(events) <= limit:
+            return events
+        self._rests[tenant, events[limit - 1].position] = events[limit:]
+        while len(self._rests) > _RESTS_KEPT:
+            self._rests.popitem(last=False)
+        return events[:limit]
 
     async def read_stream(self, tenant: str, stream: str, after_version: int, limit: int) -> list[StoredEvent]:
         """A stream's archived events after a version. Reads one column of each segment, and whole rows of those with
@@ -140,10 +161,10 @@ def _write_segment(path: str, tenant: str, previous: bytes, events: Sequence[Sto
     write_segment(path, tenant, previous, events)
 
 
-def _read_segment(path: str, after_position: int, limit: int) -> list[StoredEvent]:
+def _read_segment(path: str, after_position: int, limit: int, *, whole: bool) -> list[StoredEvent]:
     from events.segments import read_segment  # noqa: PLC0415 - pyarrow
 
-    return read_segment(path, after_position, limit)
+    return read_segment(path, after_position, limit, whole=whole)
 
 
 def _read_stream(path: str, stream: str, after_version: int) -> list[StoredEvent]:

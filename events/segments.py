@@ -229,15 +229,17 @@ def _group_ends(path: str) -> list[int]:
     return ends
 
 
-def read_segment(path: str, after_position: int, limit: int) -> list[StoredEvent]:
-    """Up to ``limit`` events after a position; the file's name says where it begins."""
+def read_segment(path: str, after_position: int, limit: int, *, whole: bool = False) -> list[StoredEvent]:
+    """Up to ``limit`` events after a position, and those behind them in the same row group where that is wanted ``whole``.
+    The file's name says where it begins.
+    """
     first = int(posixpath.basename(path).partition("-")[0])
     row, ends = after_position + 1 - first, _group_ends(path)
     events: list[StoredEvent] = []
     while row < ends[-1] and len(events) < limit:
         number = bisect.bisect_right(ends, row)
         begins = ends[number - 1] if number else 0
-        events += _events(_group(path, number).slice(row - begins, limit - len(events)))
+        events += _events(_group(path, number).slice(row - begins, None if whole else limit - len(events)))
         row = ends[number]
     return events
 

@@ -101,6 +101,10 @@ class Archived(Protocol):
 
     async def read(self, tenant: str, after_position: int, limit: int) -> list[StoredEvent]: ...
 
+    def read_on(self, tenant: str, after_position: int, limit: int) -> list[StoredEvent]:
+        """What follows a page that ``read`` gave, where that is at hand; empty: ask ``read``."""
+        ...
+
     async def read_stream(self, tenant: str, stream: str, after_version: int, limit: int) -> list[StoredEvent]: ...
 
 

@@ -334,6 +334,8 @@ class ValkeyEventStore:
         return Head(int(epoch), int(position), head, _status(status), _placement(placement))
 
     async def read(self, tenant: str, after_position: int, limit: int = 500) -> list[StoredEvent]:
+        if self._archive is not None and (following := self._archive.read_on(tenant, after_position, limit)):
+            return following
         events = await self._read_log(tenant, after_position, limit)
         if self._archive is None or (events and events[0].position == after_position + 1):
             return events

@@ -13,6 +13,7 @@ from events.codec import GENESIS
 from events.errors import IntegrityError
 from events.ids import uuid7
 from events.memory_store import MemoryEventStore
+from events.scan import scan
 from events.segments import open_export
 from events.slices import slice_of, slice_tag
 from events.store import EventStore
@@ -64,6 +65,26 @@ async def test_memory_does_not_grow_with_history(store: ValkeyEventStore, archiv
         sizes.append(sum([await execute(client, "MEMORY", "USAGE", key, "SAMPLES", 0) for key in keys]))
     assert max(sizes) < 1.1 * sizes[0], sizes
     assert (await verify(store, tenant)).events == 12_000
+    await client.aclose()
+
+
+async def test_a_log_in_files_is_read_on_without_a_look_at_the_store(
+    store: ValkeyEventStore, archive: Archive, servers: Servers
+) -> None:
+    """Page after page costs the store a look per row group, and not two round trips each."""
+    client = connect(servers.valkey_url)
+    await grow(store, "long", 2_000)
+    await archive_log(store, archive, "long", keep=0, least=1)
+
+    async def looks() -> int:
+        stats = await execute(client, "INFO", "commandstats")
+        return sum(stats[name]["calls"] for name in ("cmdstat_xrange", "cmdstat_hmget") if name in stats)
+
+    before = await looks()
+    pages = [page async for page in scan(store, "long", 0, 2_000)]
+    assert [event.position for page in pages for event in page] == list(range(1, 2_001))
+    assert len(pages) == 4
+    assert await looks() - before == 2  # is it in the log? and where does that end?
     await client.aclose()
 
 
