@@ -86,6 +86,8 @@ class Runner:
         self._handlers, self._steps_at_once = handlers, steps_at_once
         self._waiting: FairQueue[Taken] = FairQueue()
         self._held: set[Taken] = set()
+        self._let_slip: set[Taken] = set()  # held too late: somebody else may have been given them meanwhile
+        self._held_at = time.monotonic()
         self._running: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._is_draining = False
@@ -133,8 +135,15 @@ class Runner:
         """What waits or runs here stays ours."""
         while True:
             await asyncio.sleep(ACK_WAIT_S / 3)  # the beat itself
+            self._note_stall()
             for taken in list(self._held):
                 taken.hold()
+            self._held_at = time.monotonic()
+
+    def _note_stall(self) -> None:
+        """Where this process stood still for longer than the queue waits, what it held is perhaps no longer its alone."""
+        if time.monotonic() - self._held_at > ACK_WAIT_S:
+            self._let_slip |= self._held
 
     async def _start(self) -> None:
         while not self._is_draining:
@@ -157,13 +166,14 @@ class Runner:
         try:
             item = await self._open(taken)
             if item is not None and (not item.again or await self._is_wanted(item)):
-                await self._carry_out(item)
+                await self._carry_out(item, taken)
             taken.done()
         except PlatformError as error:
             log.warning("runner.step_given_back tenant=%s: %s", taken.message.tenant, error)
             taken.give_back(_RETRY_S)
         finally:
             self._held.discard(taken)
+            self._let_slip.discard(taken)
             self._queue.look()
 
     async def _open(self, taken: Taken) -> WorkItem | None:
@@ -185,7 +195,7 @@ class Runner:
             return False  # the run has ended, or its tenant is gone
         return bool(ok.result == {"status": "scheduled", "attempt": item.attempt})
 
-    async def _carry_out(self, item: WorkItem) -> None:
+    async def _carry_out(self, item: WorkItem, taken: Taken) -> None:
         began = time.monotonic()
         command: FinishStep | FailStep
         failpoint("saga.before_effect", item.tenant)
@@ -195,6 +205,9 @@ class Runner:
             duration_us = int((time.monotonic() - began) * 1e6)
             command = FinishStep(item.run_id, item.order.step, item.attempt, payload, duration_us, done.used)
         except Exception as error:  # noqa: BLE001 - whatever a step raises is that step's failure
+            self._note_stall()
+            if taken in self._let_slip:
+                item = msgspec.structs.replace(item, again=True)
             command = _failure(item, error, int((time.monotonic() - began) * 1e6))
         if item.order.undoes:
             failpoint("saga.mid_compensation", item.tenant)

@@ -1,6 +1,7 @@
 """Runs on a real broker and a real store: a shard and a runner in this process, and a ledger of effects outside of both."""
 
 import asyncio
+import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -296,3 +297,22 @@ async def test_a_result_that_can_not_be_kept_fails_its_step_once_and_nothing_is_
                 await asyncio.sleep(0.02)  # the log can only be asked
         assert run.steps["only"].message == "half ?"
         await world.asker.ask(world.tenant, CancelRun(run_id), actor="test")
+
+
+@step_function("stands-still")
+async def stands_still() -> None:
+    time.sleep(1.0)  # noqa: ASYNC251 - the fault: a process that is stopped
+    raise StepFailure("refused", "surely not")
+
+
+async def test_who_stood_still_for_longer_than_the_queue_waits_does_not_speak_for_who_came_after(
+    world: World, bus: Bus, keys: Keys, objects: Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its refusal says that nothing was done by itself; whoever was given the step meanwhile may have done it."""
+    monkeypatch.setattr("actors.run.runner.ACK_WAIT_S", 0.5)
+    name = f"it-{uuid.uuid4().hex}"
+    register(Saga(name, steps=(Step("only", function="stands-still", undo=BACK, retry=Retry(1)),)))
+    async with runner(bus, keys, objects):
+        run = await world.ended(await world.start(name))
+    assert (run.status, run.code, run.steps["only"].may_have_happened) == ("failed", "refused", True)
+    assert "nobody knows" in run.message
