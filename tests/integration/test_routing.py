@@ -43,8 +43,9 @@ async def ask(world: World, model: str, *, stream: bool = False, **fields: Any) 
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_another_upstream_answers_where_the_first_fails_and_headers_and_log_say_which(
-    world: World, stream: bool
+    world: World, stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("actors.tools.model._RETRY_AFTER_S", 60.0)  # a machine that stalls must not let it pass
     _, _, headers = await ask(world, "r-second")
     assert (headers["x-tenantry-upstream"], headers["x-tenantry-attempts"]) == ("first", "1")
     assert headers["x-tenantry-cost-usd"] == "0.0000011"
