@@ -105,7 +105,7 @@ async def _measure(rows: Sequence[str], stage: Stage) -> list[dict[str, Any]]:
             results += await access.measure(wanted, own_url, stage.running.admin_key, stage.say)
         if wanted := [row for row in rows if row in tenants.ROWS]:
             running = stage.running
-            ground = tenants.Ground(running.nats_url, running.valkey_url, stage.instance, bus, store, stage.say)
+            ground = tenants.Ground(running, stage.instance, bus, store, stage.say)
             results += await tenants.measure(wanted, ground)
         if wanted := [row for row in rows if row in servegen.ROWS]:
             results += await servegen.measure(wanted, doors.own_url(stage.admin), stage.admin, stage.say)

@@ -19,6 +19,16 @@ from ray.exceptions import RayError
 from actors.activation import Activation
 from actors.commit import Committer
 from actors.fairness import Share
+from actors.supervision.cluster import Node
+from actors.supervision.placement import (
+    PLACEMENT,
+    AnyOrder,
+    MoveTenant,
+    NotPlaced,
+    ShowPlacement,
+    decode_answer,
+    encode,
+)
 from events.ask import Asker
 from events.bus import Bus, NoOneListensError
 from events.clock import SystemClock
@@ -28,12 +38,14 @@ from events.slices import slice_of, slice_tag
 from events.store import Append
 from events.tenant import ChangePlan, CreateTenant, DescribeTenant, SetBudget
 from events.valkey_store import ValkeyEventStore
+from serve.installation import Running
 from tests.bench.asks import IN_FLIGHT, Load, drive
 from tests.bench.flood import Counts, counts
 from tests.bench.programs import ROOT, idle_mib
 from tests.bench.responder import Store, open_store
-from tests.bench.results import Pairs, Say
+from tests.bench.results import BenchError, Pairs, Say
 from tests.kit.factories import created, in_clear, key_issued, reserved, settled
+from tests.kit.second_node import second_node
 from tests.kit.servers import keys_in_memory
 
 POOLED = 10_000
@@ -43,7 +55,7 @@ _FILL_EVENTS = 2_000
 _KEYS = keys_in_memory()
 _RESTARTS = 5
 _RESTART_TIMEOUT_S = 60.0
-_MOVES = 20
+_MOVES, _NODE_MOVES = 20, 10
 _NEIGHBOURS = 10
 _NEIGHBOUR_S, _NEIGHBOUR_REPEATS = 3.0, 5
 # A client that thinks between two questions; what it is kept waiting shows beside that.
@@ -53,14 +65,14 @@ _FLOOD_SHARE_MIN, _FLOOD_TIMEOUT_S = 0.9, 60.0
 ACTIVATION_ROWS = (*_ACTIVATIONS, "activation_1e5_snapshot")
 POOL_ROWS = ("pool_activations", "pool_ask_p99", "tenant_memory")
 MOVE_ROWS = ("move_pause_p50", "move_pause_p99")
-ROWS = ("restart", *ACTIVATION_ROWS, *POOL_ROWS, *MOVE_ROWS, "noisy_neighbour")
+NODE_MOVE_ROWS = ("node_move_pause_p50", "node_move_pause_p99")
+ROWS = ("restart", *ACTIVATION_ROWS, *POOL_ROWS, *MOVE_ROWS, *NODE_MOVE_ROWS, "noisy_neighbour")
 
 
 class Ground(msgspec.Struct, frozen=True):
-    """Where the rows are measured: the platform's servers, and the cookie of its processes."""
+    """Where the rows are measured: the platform, and the cookie of its processes."""
 
-    nats_url: str
-    valkey_url: str
+    running: Running
     instance: str
     bus: Bus
     store: ValkeyEventStore
@@ -76,7 +88,11 @@ async def measure(rows: Sequence[str], ground: Ground) -> list[dict[str, Any]]:
     if "restart" in rows:
         results.append(await _measure_restart(ground))
     results += [await _measure_activation(row, ground) for row in ACTIVATION_ROWS if row in rows]
-    for group, measure_group in ((POOL_ROWS, _measure_pool), (MOVE_ROWS, _measure_moves)):
+    for group, measure_group in (
+        (POOL_ROWS, _measure_pool),
+        (MOVE_ROWS, _measure_moves),
+        (NODE_MOVE_ROWS, _measure_node_moves),
+    ):
         if wanted := [row for row in group if row in rows]:
             found = await measure_group(ground)
             results += [found[row] for row in wanted]
@@ -187,7 +203,7 @@ async def _measure_activation(row: str, ground: Ground) -> dict[str, Any]:
     if row.endswith("_snapshot"):
         first = await _activated(ground.store, tenant)
         await first.save_snapshot()
-    bare = await open_store(ground.valkey_url)
+    bare = await open_store(ground.running.valkey_url)
     for _ in range(_ACTIVATION_REPEATS):
         began = time.perf_counter()
         active = await _activated(ground.store, tenant)
@@ -255,8 +271,8 @@ async def _measure_pool(ground: Ground) -> dict[str, dict[str, Any]]:
 
 
 async def _bare_pool(ground: Ground, names: Sequence[str]) -> tuple[float, float]:
-    bare = await open_store(ground.valkey_url)
-    serving, asking = await nats.connect(ground.nats_url), await nats.connect(ground.nats_url)
+    bare = await open_store(ground.running.valkey_url)
+    serving, asking = await nats.connect(ground.running.nats_url), await nats.connect(ground.running.nats_url)
     latencies: list[float] = []
 
     async def serve(name: str) -> None:
@@ -322,9 +338,42 @@ async def _measure_moves(ground: Ground) -> dict[str, dict[str, Any]]:
             ground.say(
                 f"move {number + 1}: {pauses[-1] * 1e3:.1f} ms without an answer, {quiet[-1] * 1e3:.1f} before any"
             )
+    return _pauses(MOVE_ROWS, pauses, ground.say)
+
+
+async def _measure_node_moves(ground: Ground) -> dict[str, dict[str, Any]]:
+    """A tenant with an actor of its own goes to a second node of this machine and back, while sixteen callers ask."""
+    asker, tenant = ground.asker, "bench-node-move"
+    await _create(asker, tenant, "pro")
+    await _in_silo(tenant)
+    pauses: list[float] = []
+    with second_node(ground.instance, ground.running.ray_address) as other:
+        head = next(node.id for node in await _placed(ground, ShowPlacement()) if node.is_head)
+        async with _answered(asker, tenant) as answers:
+            for number in range(_NODE_MOVES):
+                begin = time.perf_counter()
+                await _placed(ground, MoveTenant(tenant, head if number % 2 else other))
+                moved = time.perf_counter()
+                pauses.append(_longest_gap(answers, begin, moved))
+                ground.say(
+                    f"move {number + 1}: {pauses[-1] * 1e3:.1f} ms without an answer, {moved - begin:.1f} s in all"
+                )
+        await _placed(ground, MoveTenant(tenant, head))
+    return _pauses(NODE_MOVE_ROWS, pauses, ground.say)
+
+
+async def _placed(ground: Ground, order: AnyOrder) -> list[Node]:
+    answer = decode_answer(await ground.bus.request(PLACEMENT, encode(order), _RESTART_TIMEOUT_S))
+    if isinstance(answer, NotPlaced):
+        raise BenchError(answer.message)
+    nodes: list[Node] = answer.nodes
+    return nodes
+
+
+def _pauses(rows: tuple[str, str], pauses: Sequence[float], say: Say) -> dict[str, dict[str, Any]]:
     found = {}
-    for row, cut in (("move_pause_p50", 49), ("move_pause_p99", 98)):
-        pairs = Pairs(row, ground.say)
+    for row, cut in zip(rows, (49, 98), strict=True):
+        pairs = Pairs(row, say)
         pairs.add(quantiles(pauses, n=100, method="inclusive")[cut] * 1e3, None)
         found[row] = pairs.verdict()
     return found
@@ -416,7 +465,7 @@ class Flood(msgspec.Struct, frozen=True):
 async def _flooded(ground: Ground, tenant: str) -> AsyncIterator[None]:
     """Entered once the mailbox has overflowed."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.bench.flood", ground.nats_url, tenant, cwd=ROOT, stderr=asyncio.subprocess.DEVNULL
+        sys.executable, "-m", "tests.bench.flood", ground.running.nats_url, tenant, cwd=ROOT, stderr=asyncio.subprocess.DEVNULL
     )  # fmt: skip
     try:
         async with asyncio.timeout(_FLOOD_TIMEOUT_S):

@@ -187,7 +187,7 @@ def test_tenants_move_between_actors_and_nodes_under_load_and_a_stop_leaves_thei
                 ordered(admin.post("/tenants", json={"id": tenant, "plan": plan}))
             until(lambda: len(platform.pids_of("ray::TenantActor")) == 2)  # a new tenant moves to its own from the pool
         asyncio.run(under_load(platform, "mover", to_a_silo_and_back(platform)))
-        with second_node(platform) as node:
+        with second_node(platform.instance, platform.running.ray_address) as node:
             asyncio.run(under_load(platform, "alone", between_nodes(platform, node)))
             end = asyncio.run(under_load(platform, "mover", scale_and_drain(node)))
         began = time.monotonic()

@@ -15,21 +15,21 @@ from pathlib import Path
 import psutil
 
 from serve import ray_runtime
-from tests.kit.platform import UpProcess
+from serve.guard import members
 
 _STOP_TIMEOUT_S = 30.0
 
 
 @contextmanager
-def second_node(platform: UpProcess) -> Iterator[str]:
-    """Inside, the node is part of the platform's cluster. Yields its id."""
+def second_node(instance: str, ray_address: str) -> Iterator[str]:
+    """Inside, the node is part of the cluster of the ``tenantry up`` whose processes carry that cookie. Yields its id."""
+    running = [psutil.Process(member.pid) for member in members(instance)]
+    (head,) = (process for process in running if process.name() == "gcs_server")
     environment = {
-        name: value
-        for name, value in psutil.Process(platform.pid_of("gcs_server")).environ().items()
-        if name not in ("RAY_JOB_ID", "RAY_RAYLET_PID")
+        name: value for name, value in head.environ().items() if name not in ("RAY_JOB_ID", "RAY_RAYLET_PID")
     }
     with tempfile.TemporaryDirectory(prefix="tenantry-node-", dir="/tmp", ignore_cleanup_errors=True) as directory:
-        command = [sys.executable, "-m", "tests.kit.second_node", platform.running.ray_address, directory]
+        command = [sys.executable, "-m", "tests.kit.second_node", ray_address, directory]
         root = Path(__file__).parents[2]
         process = subprocess.Popen(command, env=environment, cwd=root, stdout=subprocess.PIPE, text=True)
         try:
