@@ -27,6 +27,7 @@ from actors.turn import Draft, Request, open_request
 from events import tracing
 from events.clock import Clock
 from events.codec import chain, open_record
+from events.defects import described
 from events.envelope import Envelope, Reply, encode, moved_reply, reply_for
 from events.errors import (
     ChainBrokenError,
@@ -245,7 +246,7 @@ class Activation:
         except Exception as error:
             # a defect: the state may be half a turn ahead of the log, so it is thrown away and replayed
             log.exception("tenant.crashed tenant=%s position=%s", self.tenant, self._memory.position)
-            self.crash = f"{type(error).__name__}: {error}"
+            self.crash = described(error)
             self.end()
         finally:
             self._running = None

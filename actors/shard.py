@@ -27,6 +27,7 @@ from events.bus import (
     unsubscribe,
 )
 from events.clock import Clock
+from events.defects import described
 from events.envelope import encode
 from events.errors import BusUnavailableError, NotServedError, PlatformError, TenantCrashedError
 from events.failpoints import failpoint
@@ -179,7 +180,7 @@ class Shard:
             raise
         except Exception as error:
             log.exception("tenant.activation_crashed tenant=%s", activation.tenant)
-            why = f"{type(error).__name__}: {error}"
+            why = described(error)
             self._report_crash(activation.tenant, why)
             raise TenantCrashedError(f"tenant {activation.tenant!r} can't be activated: {why}") from error
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from actors.run.dispatcher import Dispatcher
 from actors.shard import Limits, Shard
 from events.clock import SystemClock
+from events.defects import described
 from events.errors import NotServedError, PlatformError, TenantCrashedError
 from events.process import Connect, end_when_stuck
 from events.store import Placement
@@ -89,4 +90,4 @@ def _problem(tenant: str, hosting: asyncio.Task[None]) -> PlatformError | None:
     error = hosting.exception()
     if error is None or isinstance(error, PlatformError):
         return error
-    return TenantCrashedError(f"{type(error).__name__}: {error}")
+    return TenantCrashedError(described(error))

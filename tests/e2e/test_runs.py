@@ -5,8 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,42 +14,21 @@ import pytest
 
 from events.run import ENDS
 from examples.order import LEDGER_VARIABLE, effects_of, open_ledger
-from tests.kit.platform import UpProcess, running_platform
+from tests.kit.platform import UpProcess
+from tests.kit.waiting import until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 RUNS = 40
 FORWARD = ["charge", "mail", "reserve", "ship"]
-SAGAS = """
-from actors.run import Saga, Signal, Step, register
-from actors.run.functions import step_function
-
-register(Saga("approval", steps=(Signal("approve"), Step("say", function="say", args=lambda run: run["approve"])),
-              output=lambda run: run["say"]))
-register(Saga("with-tool", steps=(Step("call", tool="mock", args=lambda run: run.input),), output=lambda run: run["call"]))
-
-@step_function("say")
-def say(given):
-    return given
-"""
+TENANT = "flows"
 
 
 @pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]:
-    directory = tmp_path_factory.mktemp("runs")
-    (directory / "my_sagas.py").write_text(SAGAS)
-    (directory / "models.yaml").write_text('tools:\n  - {name: mock, adapter: "tests.kit.fakes:MockTool"}\n')
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("PYTHONPATH", str(directory))
-        environment.setenv("TENANTRY_SAGAS", "examples.order, examples.research, my_sagas")
-        environment.setenv(LEDGER_VARIABLE, str(directory / "ledger.sqlite"))
-        with running_platform(directory / "data", "--models", str(directory / "models.yaml")) as running:
-            yield running
-
-
-@pytest.fixture(scope="module")
-def tenant(platform: UpProcess) -> Iterator[httpx.Client]:
-    with client_of(platform, platform.running.demo_key) as client:
+def tenant(platform: UpProcess, admin: httpx.Client) -> Iterator[httpx.Client]:
+    admin.post("/tenants", json={"id": TENANT, "name": "Flows"}).raise_for_status()
+    key = admin.post(f"/tenants/{TENANT}/keys", json={"name": "e2e"}).raise_for_status().json()["key"]
+    with client_of(platform, key) as client:
         yield client
 
 
@@ -66,33 +44,19 @@ def start(client: httpx.Client, saga: str, given: Any = None, **more: Any) -> st
     return run_id
 
 
-def until(holds: Callable[[], Any], timeout_s: float = 120.0) -> Any:
-    ends = time.monotonic() + timeout_s
-    while not (found := holds()):
-        assert time.monotonic() < ends, "it did not come to that"
-        time.sleep(0.05)  # what other processes do can only be asked for
-    return found
-
-
 def ended(client: httpx.Client, run_id: str) -> dict[str, Any]:
     def look() -> dict[str, Any] | None:
         run: dict[str, Any] = client.get(f"/runs/{run_id}").json()
         return run if run["status"] in ENDS else None
 
-    found: dict[str, Any] = until(look)
+    found = until(look, f"run {run_id} ends")
+    assert found is not None
     return found
 
 
 def count_effects() -> int:
     count: int = open_ledger().execute("SELECT count(*) FROM effects").fetchone()[0]
     return count
-
-
-def tenantry(platform: UpProcess, *arguments: str, expect: int = 0) -> str:
-    command = [sys.executable, "-m", "serve.cli", *arguments, "--data-dir", str(platform.data_dir)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
-    assert done.returncode == expect, done.stdout + done.stderr
-    return done.stdout + done.stderr
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +73,7 @@ def test_an_order_runs_to_its_end_and_a_bad_one_is_undone(platform: UpProcess, t
     run = ended(tenant, bad)
     assert (run["status"], run["error"]["code"]) == ("compensated", "no_address")
     assert effects_of(bad) == ["charge", "mail", "refund", "release", "reserve"]
-    drawn = tenantry(platform, "runs", "show", "demo", bad)
+    drawn = platform.tenantry("runs", "show", TENANT, bad)
     assert "compensated" in drawn
     assert drawn.index("charge_payment") < drawn.index("undo:charge_payment")
     assert "no_address: an order without an address" in drawn
@@ -118,7 +82,7 @@ def test_an_order_runs_to_its_end_and_a_bad_one_is_undone(platform: UpProcess, t
 def test_every_effect_happens_once_although_the_runner_is_killed(platform: UpProcess, tenant: httpx.Client) -> None:
     before = count_effects()
     run_ids = [start(tenant, "order", {"sku": f"item-{number}"}) for number in range(RUNS // 2)]
-    until(lambda: count_effects() > before)
+    until(lambda: count_effects() > before, "an effect")
     victim = platform.pid_of("ray::RunnerActor")
     run_ids.append(start(tenant, "order", {"sku": "in flight"}))
     os.kill(victim, signal.SIGKILL)
@@ -134,7 +98,7 @@ def test_the_local_model_researches_and_its_text_is_followed_while_it_writes(
 ) -> None:
     """``examples/research.py`` with a real model. What so small a one says is its own affair; that it is heard is not."""
     run_id = start(tenant, "research", {"question": "Why are there two tides a day?", "passages": 1})
-    told = tenantry(platform, "runs", "follow", "demo", run_id, "--json")
+    told = platform.tenantry("runs", "follow", TENANT, run_id, "--json")
     run = ended(tenant, run_id)
     assert (run["status"], run["output"]["sources"]) == ("completed", ["tides"]), run
     assert len(run["output"]["answer"]) > 0
@@ -142,7 +106,7 @@ def test_the_local_model_researches_and_its_text_is_followed_while_it_writes(
     written = "".join(event["text"] for event in events if event["type"] == "run.delta" and event["step"] == "answer")
     assert written.strip() == run["output"]["answer"]
     assert run["output_tokens"] > 0
-    listed = json.loads(tenantry(platform, "runs", "list", "demo", "--saga", "research", "--json"))
+    listed = json.loads(platform.tenantry("runs", "list", TENANT, "--saga", "research", "--json"))
     assert [row["id"] for row in listed] == [run_id]
 
 
@@ -174,9 +138,9 @@ def test_a_run_waits_for_a_person_and_is_followed_without_gaps(platform: UpProce
 
 def test_cancel_retry_and_fork(platform: UpProcess, tenant: httpx.Client) -> None:
     run_id = start(tenant, "approval")
-    assert json.loads(tenantry(platform, "runs", "cancel", "demo", run_id, "--json"))["status"] == "cancelled"
+    assert json.loads(platform.tenantry("runs", "cancel", TENANT, run_id, "--json"))["status"] == "cancelled"
     assert tenant.post(f"/runs/{run_id}/retry").json()["error"]["code"] == "run_closed"
-    started = json.loads(tenantry(platform, "runs", "start", "demo", "order", "--input", '{"sku": "x"}', "--json"))
+    started = json.loads(platform.tenantry("runs", "start", TENANT, "order", "--input", '{"sku": "x"}', "--json"))
     ended(tenant, started["id"])
     forked = tenant.post(f"/runs/{started['id']}/fork", json={"step": "ship"})
     assert forked.status_code == 202, forked.text
@@ -188,10 +152,10 @@ def test_cancel_retry_and_fork(platform: UpProcess, tenant: httpx.Client) -> Non
 def test_runs_call_tools_with_intent_and_result_in_the_log(platform: UpProcess, tenant: httpx.Client) -> None:
     refused = ended(tenant, start(tenant, "with-tool", {"n": 1}))
     assert (refused["status"], refused["error"]["code"]) == ("failed", "tool_not_allowed")
-    tenantry(platform, "tool", "allow", "demo", "mock")
+    platform.tenantry("tool", "allow", TENANT, "mock")
     run = ended(tenant, start(tenant, "with-tool", {"n": 1}))
     assert run["status"] == "completed", run
-    log = tenantry(platform, "events", "demo", "--json")
+    log = platform.tenantry("events", TENANT, "--json")
     called = [json.loads(line) for line in log.splitlines() if '"tool.called' in line]
     assert [(event["actor"], event["correlation_id"]) for event in called] == [(f"run:{run['id']}", run["id"])]
 
@@ -199,9 +163,9 @@ def test_runs_call_tools_with_intent_and_result_in_the_log(platform: UpProcess, 
 def test_a_run_of_another_tenant_is_one_that_does_not_exist(platform: UpProcess, tenant: httpx.Client) -> None:
     run_id = start(tenant, "approval")
     with platform.admin() as admin:
-        admin.post("/tenants", json={"id": "other", "name": "Other"})
-        key = admin.post("/tenants/other/keys", json={"name": "k"}).json()["key"]
-        weak = admin.post("/tenants/other/keys", json={"name": "w", "scopes": ["inference"]}).json()["key"]
+        admin.post("/tenants", json={"id": "stranger", "name": "Stranger"})
+        key = admin.post("/tenants/stranger/keys", json={"name": "k"}).json()["key"]
+        weak = admin.post("/tenants/stranger/keys", json={"name": "w", "scopes": ["inference"]}).json()["key"]
     with client_of(platform, key) as other:
         for method, path in (("GET", ""), ("GET", "/events"), ("POST", "/cancel"), ("POST", "/retry")):
             hidden = other.request(method, f"/runs/{run_id}{path}")

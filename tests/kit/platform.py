@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import msgspec
@@ -37,6 +38,14 @@ class UpProcess:
         headers = {"authorization": f"Bearer {self.running.admin_key}"}
         return httpx.Client(base_url=url, headers=headers, timeout=60)
 
+    def tenantry(self, *arguments: str, expect: int = 0) -> str:
+        return tenantry(self.data_dir, *arguments, expect=expect)
+
+    def usage(self, tenant: str) -> dict[str, Any]:
+        with self.admin() as admin:
+            used: dict[str, Any] = admin.get(f"/tenants/{tenant}/usage").raise_for_status().json()
+            return used
+
     def descendants(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
 
@@ -60,6 +69,14 @@ class UpProcess:
     def stop(self, number: signal.Signals = signal.SIGINT) -> int:
         self.process.send_signal(number)
         return self.process.wait(STOP_TIMEOUT_S)
+
+
+def tenantry(data_dir: Path, *arguments: str, expect: int = 0) -> str:
+    """What the command says on this data directory, on either output; ``expect`` is its exit status."""
+    command = [sys.executable, "-m", "serve.cli", *arguments, "--data-dir", str(data_dir)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == expect, (arguments, done.stdout + done.stderr)
+    return done.stdout + done.stderr
 
 
 @contextmanager

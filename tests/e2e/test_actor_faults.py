@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -18,17 +18,11 @@ from tests.faults.clients import Client
 from tests.faults.sweep import log_of
 from tests.kit.checker import check
 from tests.kit.history import Recorder
-from tests.kit.platform import UpProcess, running_platform
+from tests.kit.platform import UpProcess
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 LETS_GO_WITHIN_S, _MARGIN_S = 5.0, 5.0
-
-
-@pytest.fixture(scope="module")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UpProcess]:
-    with running_platform(tmp_path_factory.mktemp("faults") / "data") as running:
-        yield running
 
 
 @pytest.fixture
