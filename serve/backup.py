@@ -120,6 +120,8 @@ async def restore(source: Path, target: Path, keys: Path | None, say: Say) -> Re
     Raises:
         BackupError: ``target`` holds something, a file is not what the manifest says, or the keys are not there.
     """
+    if not (source / MANIFEST).is_file():
+        raise BackupError(f"{source} is no backup, it has no {MANIFEST}: name a directory that `tenantry backup` wrote")
     keys = keys or source / KEYS
     if not (keys / MANIFEST).is_file():
         raise BackupError(f"{keys} holds no keys: name the directory {KEYS!r} of this or a later backup with --keys")

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Self, TextIO
 
 import msgspec
 
@@ -20,6 +20,10 @@ _LOCK, _RUNNING = "lock", "platform.json"
 
 class DataDirInUseError(PlatformError):
     code = "data_dir_in_use"
+
+
+class DataDirUnusableError(PlatformError):
+    code = "data_dir_unusable"
 
 
 class Secrets(msgspec.Struct, frozen=True):
@@ -82,9 +86,13 @@ class DataDir:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Held while a platform runs on this directory. Raises DataDirInUseError where another one does."""
-        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with (self.path / _LOCK).open("a+") as lock:
+        """Held while a platform runs on this directory.
+
+        Raises:
+            DataDirInUseError: Another one runs on it.
+            DataDirUnusableError: Nothing can be written there.
+        """
+        with self._lock_file() as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -97,6 +105,15 @@ class DataDir:
             lock.write(str(os.getpid()))
             lock.flush()
             yield
+
+    def _lock_file(self) -> TextIO:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            return (self.path / _LOCK).open("a+")
+        except OSError as error:
+            raise DataDirUnusableError(
+                f"{self.path} can't be written to ({error.strerror}): name a directory of yours with --data-dir"
+            ) from error
 
     def secrets(self) -> Secrets:
         path = self.path / SECRETS_FILE

@@ -27,7 +27,7 @@ from serve.edge import serve_environment
 from serve.guard import end_with_uv, start_guard
 from serve.installation import DataDir, Running, as_json, write_private
 from serve.local_servers import LOOPBACK, LocalServer, ServerSpec, model_spec, nats_spec, valkey_spec
-from serve.ports import free_port, free_ports, require_free
+from serve.ports import free_port, free_ports, require_free, require_reachable
 from serve.sagas import load_sagas
 from serve.settings import (
     Model,
@@ -190,6 +190,13 @@ class Platform:
         nats_url, valkey_url, vault_url = (
             os.environ.get(f"TENANTRY_{name}_URL") for name in ("NATS", "VALKEY", "VAULT")
         )
+        for name, url, usual_port in (
+            ("NATS", nats_url, 4222),
+            ("VALKEY", valkey_url, 6379),
+            ("VAULT", vault_url, 6379),
+        ):
+            if url is not None:
+                require_reachable(f"TENANTRY_{name}_URL", url, usual_port)
         if valkey_url is None:
             port = free_port()
             own.append(self._start_server(stack, valkey_spec(self._data.path, port, secrets.valkey_password)))

@@ -4,13 +4,19 @@ import contextlib
 import random
 import socket
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from events.errors import PlatformError
 
 _LOOPBACK = "127.0.0.1"
+_CONNECT_TIMEOUT_S = 5.0
 _LOWEST = 10_000  # below are the ports that well-known servers expect to have
 _RANGE_FILE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _USUAL_RANGE = (32_768, 60_999)
+
+
+class ServerUnreachableError(PlatformError):
+    code = "server_unreachable"
 
 
 class PortInUseError(PlatformError):
@@ -60,6 +66,31 @@ def require_free(port: int, what: str) -> int:
         except OSError as error:
             raise PortInUseError(port, what) from error
     return port
+
+
+def require_reachable(variable: str, url: str, default_port: int) -> None:
+    """Returns if somebody listens at one of the addresses of a URL (NATS takes several, parted by commas). Said before
+    anything is started, because what is started waits for that server in vain.
+
+    Raises:
+        ServerUnreachableError: Nobody does; it names the setting, and no password.
+    """
+    problems = []
+    for each in url.split(","):
+        parts = urlsplit(each if "://" in each else f"//{each}")
+        if not parts.hostname:
+            return  # a socket file, say: whoever connects will tell
+        address = parts.hostname, parts.port or default_port
+        try:
+            socket.create_connection(address, _CONNECT_TIMEOUT_S).close()
+        except OSError as error:
+            problems.append(f"{address[0]}:{address[1]} ({error.strerror or error})")
+        else:
+            return
+    raise ServerUnreachableError(
+        f"nobody listens at {', '.join(problems)}: start the server that {variable} names, or unset {variable} and "
+        "`tenantry up` starts one"
+    )
 
 
 def _beside_ephemeral() -> list[int]:

@@ -12,7 +12,9 @@ from serve.client import AdminClient
 
 def up(
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
-    port: Annotated[int | None, typer.Option(help="HTTP port on 127.0.0.1. [default: a free one]")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65_535, help="HTTP port on 127.0.0.1. [default: a free one]")
+    ] = None,
     ready_file: Annotated[
         Path | None, typer.Option(help="Write base_url, keys and addresses here as JSON when ready.")
     ] = None,

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from serve import ports
-from serve.ports import PortInUseError, free_port, free_ports, require_free
+from serve.installation import DataDir, DataDirUnusableError
+from serve.ports import PortInUseError, ServerUnreachableError, free_port, free_ports, require_free, require_reachable
 
 
 def test_the_system_hands_out_none_of_them_by_itself() -> None:
@@ -29,3 +30,21 @@ def test_a_port_in_use_is_refused_with_a_way_out() -> None:
         taken.listen()
         with pytest.raises(PortInUseError, match="choose another port"):
             require_free(port, "HTTP")
+
+
+def test_a_server_that_nobody_runs_is_named_by_its_setting_and_without_its_password() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        require_reachable("TENANTRY_NATS_URL", f"nats://me:secret@127.0.0.1:1,nats://127.0.0.1:{port}", 4222)
+    with pytest.raises(ServerUnreachableError, match=r"127\.0\.0\.1:1 .*TENANTRY_VALKEY_URL") as error:
+        require_reachable("TENANTRY_VALKEY_URL", "redis://:secret@127.0.0.1:1/0", 6379)
+    assert "secret" not in str(error.value)
+
+
+def test_a_data_directory_that_can_not_be_written_is_refused_with_a_way_out(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(DataDirUnusableError, match=r"can't be written to .*--data-dir"),
+        DataDir(tmp_path / "file" / "data").locked(),
+    ):
+        raise AssertionError("nothing can be made below a file")
