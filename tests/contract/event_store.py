@@ -44,7 +44,7 @@ from events.tasks import end_tasks
 from tests.kit.factories import NOW_US, append_request, entries, record, reserved
 
 # By each of two writers: `TENANTRY_INTERLEAVED_APPENDS=100000 uv run pytest tests/contract -k interleaved_writers` for all.
-INTERLEAVED = int(os.environ.get("TENANTRY_INTERLEAVED_APPENDS", "5000"))
+INTERLEAVED = int(os.environ.get("TENANTRY_INTERLEAVED_APPENDS", "2000"))
 _PIPELINED = 250
 
 
