@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -312,26 +312,32 @@ class Runner:
                 await self._advance(tenant, head.position)
 
     async def _advance(self, tenant: str, position: int) -> None:
-        pages: dict[int, list[Decoded]] = {}  # what one projection has read, the next one mostly wants, too
-        for projection in self._projections:
-            if (projection.name, tenant) in self._parked:
-                continue
-            try:
-                await self._advance_one(projection, tenant, position, pages)
-            except TransientError:
-                raise
-            except Exception:
-                # one tenant's poison event stops that tenant's read model, and nobody else's
-                log.exception("projection.parked projection=%s tenant=%s", projection.name, tenant)
-                self._parked.add((projection.name, tenant))
+        """All projections side by side: what they write then shares a write of the server's log to its disk."""
+        pages = _Pages(self._page)
+        wanted = [one for one in self._projections if (one.name, tenant) not in self._parked]
+        outcomes = await asyncio.gather(
+            *(self._advance_or_park(projection, tenant, position, pages) for projection in wanted),
+            return_exceptions=True,
+        )
+        for outcome in outcomes:
+            if outcome is not None:
+                raise outcome
+
+    async def _advance_or_park(self, projection: Projection, tenant: str, position: int, pages: "_Pages") -> None:
+        try:
+            await self._advance_one(projection, tenant, position, pages)
+        except TransientError:
+            raise
+        except Exception:
+            # one tenant's poison event stops that tenant's read model, and nobody else's
+            log.exception("projection.parked projection=%s tenant=%s", projection.name, tenant)
+            self._parked.add((projection.name, tenant))
 
     async def _page(self, tenant: str, after_position: int) -> list[Decoded]:
         cipher = await self._models.cipher(tenant)
         return decoded(await self._store.read(tenant, after_position, _PAGE_EVENTS), cipher)
 
-    async def _advance_one(
-        self, projection: Projection, tenant: str, position: int, pages: dict[int, list[Decoded]]
-    ) -> None:
+    async def _advance_one(self, projection: Projection, tenant: str, position: int, pages: "_Pages") -> None:
         key = (projection.name, tenant)
         at = self._checkpoints.pop(key, None)  # kept again only when it is known for sure
         if at is None:
@@ -339,9 +345,7 @@ class Runner:
         if at > position and (head := await self._store.head(tenant)) and head.position < at:
             raise IntegrityError(f"the log of {tenant!r} ends at {head.position}, its read model has seen {at}")
         while at < position:
-            page = pages.get(at) or await self._page(tenant, at)
-            if len(pages) < _PAGES_SHARED:
-                pages[at] = page
+            page = await pages.read(tenant, at)
             if not page:
                 raise IntegrityError(f"log of {tenant!r} ends at {at}, its slice says {position}")
             failpoint("proj.before_txn")
@@ -355,3 +359,19 @@ class Runner:
             self._bus.publish(live_subject(tenant, projection.name), str(at).encode())
         except BusUnavailableError as error:  # a hint; who waits for it also looks for itself
             log.warning("projection.hint_lost tenant=%s: %s", tenant, error)
+
+
+class _Pages:
+    """What one projection reads of a tenant's log, the others mostly want, too, at the same time or soon after."""
+
+    def __init__(self, read: Callable[[str, int], Awaitable[list[Decoded]]]) -> None:
+        self._read = read
+        self._shared: dict[int, asyncio.Future[list[Decoded]]] = {}
+
+    async def read(self, tenant: str, after_position: int) -> list[Decoded]:
+        shared = self._shared.get(after_position)
+        if shared is None:
+            shared = asyncio.ensure_future(self._read(tenant, after_position))
+            if len(self._shared) < _PAGES_SHARED:
+                self._shared[after_position] = shared
+        return await shared

@@ -8,13 +8,14 @@ import pytest
 
 from events.bus import Bus
 from events.catalog import DomainEvent
-from events.codec import GENESIS, Record, chain
+from events.codec import GENESIS, Record, StoredEvent, chain
 from events.keys import Keys
 from events.slices import slice_of, slice_tag
 from events.store import Append
 from events.tasks import end_tasks
 from events.valkey_store import ValkeyEventStore, connect, execute
 from projections import runner
+from projections.actor import PROJECTIONS
 from projections.model import Write, checkpoint_key
 from projections.runner import CheckpointMovedError, ReadModels, Runner, decoded
 from projections.usage import UsageProjection, read_usage
@@ -175,3 +176,23 @@ async def test_a_runner_ends_when_it_is_cancelled_whatever_it_waits_for(
         await asyncio.wait([running], timeout=60)
         assert running.cancelled(), turn
     await store.close()
+
+
+async def test_all_projections_of_a_page_share_one_read_of_the_log(
+    valkey_store: ValkeyEventStore, models: ReadModels, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenant = await written(valkey_store, [created(), settled("a")])
+    reads, read = list[str](), valkey_store.read
+
+    async def counted(name: str, *arguments: int) -> list[StoredEvent]:
+        reads.append(name)
+        return await read(name, *arguments)
+
+    monkeypatch.setattr(valkey_store, "read", counted)
+
+    async def reached() -> bool:
+        return all([await models.checkpoint(one, tenant) == 2 for one in PROJECTIONS])
+
+    await run_until(Runner(valkey_store, models, bus, PROJECTIONS, [slice_of(tenant)]), reached)
+    assert len(PROJECTIONS) > 1
+    assert reads.count(tenant) == 1
