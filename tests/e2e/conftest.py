@@ -2,6 +2,7 @@
 apart by the names of their tenants. Who needs a platform to be configured otherwise, or to end, is in ``test_lives.py``.
 """
 
+import signal
 from collections.abc import Iterator
 
 import httpx
@@ -24,6 +25,12 @@ def say(given):
     return given
 """
 MOCK_TOOL = '  - {name: mock, adapter: "tests.kit.fakes:MockTool"}\n'
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _ctrl_c_is_heard() -> None:
+    """A shell has its background jobs ignore it, and programs inherit that: those that tests send it to would not end."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="package")
