@@ -149,9 +149,10 @@ class RootSupervisor:
             if barred := await self._warden.admit(tenant, left_s):
                 return barred
             try:
-                head = await self._connections.store.head(tenant)
                 if epoch < 0:
-                    epoch = await self._epoch(tenant)
+                    head, epoch = await asyncio.gather(self._connections.store.head(tenant), self._epoch(tenant))
+                else:
+                    head = await self._connections.store.head(tenant)
                 failpoint("supervisor.before_host")
                 host = self._shards.host_alone if self._warden.is_suspect(tenant) else self._shards.host
                 await host(tenant, head.placement if head else "pool")
