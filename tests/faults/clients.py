@@ -53,7 +53,7 @@ class Client:
             await self._send(command, command_id, patience_s)
         else:  # another body under a known id
             command_id, _ = self._dice.choice(self._sent)
-            await self._send(self._reservation(f"x{self._count}"), command_id, patience_s)
+            await self._send(self._reservation(f"x-{command_id}"), command_id, patience_s)
 
     async def _reserve(self, patience_s: float) -> None:
         command_id = self._new_id()

@@ -59,8 +59,9 @@ async def test_five_hundred_calls_against_a_budget_for_ten(world: World) -> None
             await only_admitted_left.wait()
             world.upstream.go_on.set()
             statuses = Counter(await asyncio.gather(*calls))
-    busy = statuses[429] + statuses[503]  # a slow machine may say so; what it said no to is not held against the budget
-    assert statuses[200] + statuses[402] + busy == 500
+    # a slow machine may say so, or that it does not know; what it did not admit is not held against the budget
+    busy = statuses[429] + statuses[503] + statuses[504]
+    assert statuses[200] + statuses[402] + busy == 500, statuses
     assert 10 - busy <= statuses[200] <= 10
     assert len(world.upstream.ledger.requests) - seen == statuses[200]
 
