@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 from events.envelope import Reply, decode_reply, encode
 from events.slices import slice_of, slice_tag
 from events.store import REPLY_TTL_S
-from events.valkey_store import Client, execute, translate
+from events.valkey_client import Client, execute, translate
 
 
 class Outcomes:

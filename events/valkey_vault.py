@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from redis.exceptions import RedisError
 
-from events.valkey_store import Client, execute, load_library, translate
+from events.valkey_client import Client, execute, load_library, translate
 from events.vault import DestroyedKey, KeyRecord, Witnessed, WrappedKey
 
 LIBRARY = "tenantry_vault_v1"

@@ -31,7 +31,8 @@ import msgspec
 from events.archive import Archive
 from events.errors import PlatformError
 from events.slices import SLICE_COUNT
-from events.valkey_store import Client, ValkeyEventStore, connect
+from events.valkey_client import Client, connect
+from events.valkey_store import ValkeyEventStore
 from events.valkey_vault import ValkeyVault
 from events.verify import verify
 from events.witness import accept_loss

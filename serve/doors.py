@@ -10,7 +10,7 @@ import msgspec
 from redis.exceptions import RedisError
 
 from events.errors import PlatformError
-from events.valkey_store import Client, execute, translate
+from events.valkey_client import Client, execute, translate
 from serve.asgi import App
 from serve.listener import Listener
 from serve.settings import Settings

@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 
 from events.errors import Refusal
 from events.slices import slice_of, slice_tag
-from events.valkey_store import Client, execute, translate
+from events.valkey_client import Client, execute, translate
 
 _REFUSED = b"FULL"
 

@@ -7,7 +7,8 @@ import redis
 from hypothesis import HealthCheck, settings
 
 from events.keys import Keys, parse_master_keys
-from events.valkey_store import ValkeyEventStore, connect
+from events.valkey_client import connect
+from events.valkey_store import ValkeyEventStore
 from events.valkey_vault import ValkeyVault
 from tests.kit.servers import MASTER_KEY, Servers, running_servers
 

@@ -15,7 +15,8 @@ from events.objects import Objects
 from events.outcomes import Outcomes
 from events.process import Connections, end_process
 from events.tracing import Tracer
-from events.valkey_store import ValkeyEventStore, connect
+from events.valkey_client import connect
+from events.valkey_store import ValkeyEventStore
 from events.valkey_vault import ValkeyVault
 from events.vault import Vault
 from projections.runner import ReadModels

@@ -1,6 +1,6 @@
 """What a gateway works with, beside what all processes have."""
 
-from events.valkey_store import connect
+from events.valkey_client import connect
 from serve.answer_cache import TTL_MAX_S
 from serve.bootstrap.connections import SOCKET_TIMEOUT_S
 from serve.doors import Doors

@@ -12,7 +12,8 @@ import msgspec
 
 from events.bus import Bus
 from events.store import EventStore
-from events.valkey_store import ValkeyEventStore, connect
+from events.valkey_client import connect
+from events.valkey_store import ValkeyEventStore
 from serve import ray_runtime
 from serve.client import AdminClient, AdminError
 from serve.installation import Running

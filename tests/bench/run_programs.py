@@ -17,7 +17,8 @@ from events.bus import Bus
 from events.clock import SystemClock
 from events.objects import Objects
 from events.process import end_process
-from events.valkey_store import ValkeyEventStore, connect
+from events.valkey_client import connect
+from events.valkey_store import ValkeyEventStore
 from events.work import WorkQueue
 from tests.bench import sagas
 from tests.kit.activator import activating

@@ -25,7 +25,8 @@ from events.bus import Bus
 from events.codec import decode_record
 from events.run import StartRun, pack
 from events.tenant import CreateTenant, DescribeTenant
-from events.valkey_store import ValkeyEventStore, connect
+from events.valkey_client import connect
+from events.valkey_store import ValkeyEventStore
 from serve.guard import die_with_parent
 from tests.bench.programs import ROOT, environment_kept, scratch, wait_for
 from tests.bench.results import BenchError, Pairs, Say

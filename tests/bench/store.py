@@ -23,7 +23,8 @@ from events.ids import uuid7
 from events.messages import Event
 from events.scan import scan
 from events.store import Append, CommandResult
-from events.valkey_store import ValkeyEventStore, connect
+from events.valkey_client import connect
+from events.valkey_store import ValkeyEventStore
 from events.verify import verify
 from serve.local_servers import LocalServer
 from tests.bench import responder

@@ -34,7 +34,8 @@ from events.store import (
     Placement,
     Snapshot,
 )
-from events.valkey_store import ValkeyEventStore, connect
+from events.valkey_client import connect
+from events.valkey_store import ValkeyEventStore
 from tests.kit.factories import NOW_US, record, reserved
 from tests.kit.servers import Servers
 

@@ -10,7 +10,8 @@ import pytest
 from events.archive import Archive
 from events.slices import SLICE_COUNT, slice_of, slice_tag
 from events.store import EventStore
-from events.valkey_store import CLUSTER_SCHEME, ValkeyEventStore, _append_args, connect, execute
+from events.valkey_client import CLUSTER_SCHEME, connect, execute
+from events.valkey_store import ValkeyEventStore, _append_args
 from serve.local_servers import LocalServer, valkey_spec
 from serve.ports import free_ports
 from tests.contract.archiving import ArchivingContract

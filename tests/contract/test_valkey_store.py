@@ -16,7 +16,8 @@ from events.errors import (
 )
 from events.slices import slice_of, slice_tag
 from events.store import Appended, EventStore
-from events.valkey_store import IDENTITY_KEY, ValkeyEventStore, _append_args, connect, execute, load_library
+from events.valkey_client import connect, execute, load_library
+from events.valkey_store import IDENTITY_KEY, ValkeyEventStore, _append_args
 from events.verify import verify
 from tests.contract.archiving import ArchivingContract
 from tests.contract.event_store import REFUSALS, EventStoreContract, filled, refused_append, tenant

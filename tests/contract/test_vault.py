@@ -4,7 +4,7 @@ import pytest
 
 from events.errors import StoreUnavailableError
 from events.memory_vault import MemoryVault
-from events.valkey_store import connect
+from events.valkey_client import connect
 from events.valkey_vault import ValkeyVault
 from events.vault import Vault
 from tests.contract.vault import VaultContract, tenant

@@ -12,7 +12,8 @@ from events.ask import Asker
 from events.bus import ACTIVATE, Bus, NoOneListensError
 from events.codec import decode_record
 from events.tenant import SetBudget
-from events.valkey_store import ValkeyEventStore, connect
+from events.valkey_client import connect
+from events.valkey_store import ValkeyEventStore
 from events.verify import verify
 from tests.faults.clients import Client
 from tests.faults.sweep import log_of

@@ -19,7 +19,8 @@ import pytest
 
 from actors.supervision.quarantine import CRASHES_MAX
 from events.errors import StoreUnavailableError
-from events.valkey_store import ValkeyEventStore, connect
+from events.valkey_client import connect
+from events.valkey_store import ValkeyEventStore
 from serve.guard import members
 from serve.installation import DataDir
 from serve.local_servers import LocalServer, valkey_spec

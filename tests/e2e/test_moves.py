@@ -16,7 +16,8 @@ from events.bus import Bus
 from events.codec import StoredEvent
 from events.errors import StoreUnavailableError
 from events.tenant import DescribeTenant, SetBudget
-from events.valkey_store import ValkeyEventStore, connect
+from events.valkey_client import connect
+from events.valkey_store import ValkeyEventStore
 from events.verify import verify
 from serve.installation import DataDir
 from serve.local_servers import LocalServer, valkey_spec

@@ -38,7 +38,8 @@ from events.scan import scan
 from events.slices import SLICE_COUNT
 from events.tasks import end_tasks
 from events.timers import FireTimers
-from events.valkey_store import ValkeyEventStore, connect
+from events.valkey_client import connect
+from events.valkey_store import ValkeyEventStore
 from projections.actor import PROJECTIONS
 from projections.runner import ReadModels, Runner, decoded
 from projections.usage import Usage, UsageProjection, read_usage

@@ -26,7 +26,8 @@ from events.outcomes import Outcomes
 from events.process import end_process, end_when_stuck
 from events.slices import SLICE_COUNT
 from events.tenant import SetBudget
-from events.valkey_store import ValkeyEventStore, connect
+from events.valkey_client import connect
+from events.valkey_store import ValkeyEventStore
 from tests.kit.activator import activating
 from tests.kit.servers import Servers, open_vault
 

@@ -18,7 +18,8 @@ from events.keys import Keys
 from events.slices import slice_of
 from events.store import Append, Appended, AppendOutcome, CommandResult, EventStore
 from events.tenant import ReserveCall
-from events.valkey_store import Client, ValkeyEventStore
+from events.valkey_client import Client
+from events.valkey_store import ValkeyEventStore
 from projections.model import Projection, checkpoint_key
 from projections.runner import Decoded, ReadModels
 

@@ -35,7 +35,8 @@ from events.store import EventStore
 from events.tasks import end_tasks
 from events.tenant import CreateTenant
 from events.tools import AllowTools
-from events.valkey_store import ValkeyEventStore, connect
+from events.valkey_client import connect
+from events.valkey_store import ValkeyEventStore
 from tests.faults.saga_programs import SENDER, Endpoints, Order
 from tests.faults.sweeping import sweep
 from tests.faults.worker import Plan, Worker

@@ -33,7 +33,8 @@ from events.keys import Keys
 from events.store import EventStore
 from events.tasks import end_tasks
 from events.tenant import DescribeTenant
-from events.valkey_store import ValkeyEventStore, connect
+from events.valkey_client import connect
+from events.valkey_store import ValkeyEventStore
 from projections.model import Add
 from projections.runner import ReadModels, decoded
 from projections.usage import UsageProjection

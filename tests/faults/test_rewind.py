@@ -17,7 +17,8 @@ from events.errors import LogRewoundError, StoreUnavailableError, TenantClosedEr
 from events.keys import Keys
 from events.memory_vault import MemoryVault
 from events.tenant import CreateTenant, IssueKey, ReserveCall
-from events.valkey_store import ValkeyEventStore, connect
+from events.valkey_client import connect
+from events.valkey_store import ValkeyEventStore
 from events.vault import Witnessed
 from events.verify import verify
 from events.witness import Witness, accept_loss, loss

@@ -23,7 +23,8 @@ from events.codec import decode_event, decode_record
 from events.keys import Keys, parse_master_keys
 from events.slices import SYSTEM_TENANT
 from events.system import BreakerChanged, breaker_stream
-from events.valkey_store import ValkeyEventStore, connect
+from events.valkey_client import connect
+from events.valkey_store import ValkeyEventStore
 from events.valkey_vault import ValkeyVault
 from tests.faults.callers import Figures, Plan
 from tests.kit.activator import activating

@@ -17,7 +17,8 @@ from redis.exceptions import ResponseError
 from events.errors import ChainBrokenError, PlatformError, StoreUnavailableError, WrongExpectedPositionError
 from events.store import Appended, Known
 from events.tasks import end_tasks
-from events.valkey_store import ValkeyEventStore, connect, execute
+from events.valkey_client import connect, execute
+from events.valkey_store import ValkeyEventStore
 from events.verify import verify
 from tests.kit.factories import append_request
 from tests.kit.fault_proxy import FaultProxy

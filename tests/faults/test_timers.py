@@ -11,7 +11,8 @@ from events.clock import SystemClock
 from events.keys import Keys, parse_master_keys
 from events.memory_vault import MemoryVault
 from events.tenant import CreateTenant, IssueKey, ReserveCall
-from events.valkey_store import ValkeyEventStore, connect
+from events.valkey_client import connect
+from events.valkey_store import ValkeyEventStore
 from tests.kit.activator import activating
 from tests.kit.servers import MASTER_KEY, Servers, kill_and_wait, running_servers
 

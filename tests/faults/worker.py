@@ -33,7 +33,8 @@ from events.process import Connections, end_process
 from events.slices import SLICE_COUNT
 from events.store import EventStore, Head, Placement
 from events.tasks import end_tasks
-from events.valkey_store import ValkeyEventStore, connect
+from events.valkey_client import connect
+from events.valkey_store import ValkeyEventStore
 from events.work import WorkQueue
 from projections.runner import Runner
 from projections.usage import UsageProjection

@@ -17,7 +17,8 @@ from events.bus import Bus
 from events.clock import SystemClock
 from events.keys import Keys
 from events.slices import SLICE_COUNT
-from events.valkey_store import ValkeyEventStore, connect
+from events.valkey_client import connect
+from events.valkey_store import ValkeyEventStore
 from projections.actor import PROJECTIONS
 from projections.runner import ReadModels, Runner
 from serve.gateway import Gateway

@@ -17,7 +17,8 @@ from events.scan import scan
 from events.segments import open_export
 from events.slices import slice_of, slice_tag
 from events.store import EventStore
-from events.valkey_store import ValkeyEventStore, connect, execute
+from events.valkey_client import connect, execute
+from events.valkey_store import ValkeyEventStore
 from events.verify import verify
 from tests.kit.cli import Cli
 from tests.kit.factories import NOW_US, append_request

@@ -29,7 +29,8 @@ from events.tenant import (
     SettleCall,
 )
 from events.timers import FireTimers
-from events.valkey_store import ValkeyEventStore, execute
+from events.valkey_client import execute
+from events.valkey_store import ValkeyEventStore
 from events.valkey_vault import ValkeyVault
 from events.verify import verify
 from events.witness import accept_loss

@@ -18,7 +18,8 @@ from events.clock import SystemClock
 from events.keys import Keys, parse_master_keys
 from events.slices import SLICE_COUNT
 from events.tenant import CreateTenant, DescribeTenant, IssueKey, ReserveCall, SettleCall
-from events.valkey_store import ValkeyEventStore, connect
+from events.valkey_client import connect
+from events.valkey_store import ValkeyEventStore
 from events.valkey_vault import ValkeyVault
 from events.vault import Witnessed
 from events.verify import verify

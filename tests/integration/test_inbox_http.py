@@ -15,7 +15,8 @@ from events.dead_letters import DeadLetters
 from events.inbox import Inbox, tell_subject
 from events.outcomes import Outcomes
 from events.slices import SLICE_COUNT
-from events.valkey_store import ValkeyEventStore, connect
+from events.valkey_client import connect
+from events.valkey_store import ValkeyEventStore
 from tests.kit.gateway import World
 from tests.kit.inbox import until
 from tests.kit.servers import Servers

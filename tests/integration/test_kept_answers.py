@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from events.valkey_store import connect
+from events.valkey_client import connect
 from serve.kept import CachedAnswers, KeyedAnswers, NoRoomError
 from tests.kit.servers import Servers
 

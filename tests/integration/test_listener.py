@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
-from events.valkey_store import connect
+from events.valkey_client import connect
 from serve import listener
 from serve.asgi import App, Receive, Scope, Send
 from serve.doors import Door, Doors

@@ -11,7 +11,8 @@ from events.inbox import Inbox, dead_subject, tell_subject
 from events.keys import Keys, parse_master_keys
 from events.outcomes import Outcomes
 from events.store import Append
-from events.valkey_store import ValkeyEventStore, connect
+from events.valkey_client import connect
+from events.valkey_store import ValkeyEventStore
 from events.valkey_vault import ValkeyVault
 from events.vault import Witnessed
 from serve.admin import log as log_routes

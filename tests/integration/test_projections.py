@@ -13,7 +13,8 @@ from events.keys import Keys
 from events.slices import slice_of, slice_tag
 from events.store import Append
 from events.tasks import end_tasks
-from events.valkey_store import ValkeyEventStore, connect, execute
+from events.valkey_client import connect, execute
+from events.valkey_store import ValkeyEventStore
 from projections import runner
 from projections.actor import PROJECTIONS
 from projections.model import Write, checkpoint_key

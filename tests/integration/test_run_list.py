@@ -10,7 +10,8 @@ from events.clock import SystemClock
 from events.keys import Keys
 from events.run import CancelRun, FailStep, FinishStep, RetryRun, SignalRun, StartRun, pack
 from events.slices import slice_of
-from events.valkey_store import ValkeyEventStore, connect
+from events.valkey_client import connect
+from events.valkey_store import ValkeyEventStore
 from projections.retention import RunRetention
 from projections.runner import ReadModels
 from projections.runs import RunsProjection

@@ -17,7 +17,8 @@ from events.inbox import Inbox
 from events.outcomes import Outcomes
 from events.slices import SLICE_COUNT
 from events.tell import Teller
-from events.valkey_store import ValkeyEventStore, connect, execute
+from events.valkey_client import connect, execute
+from events.valkey_store import ValkeyEventStore
 from tests.kit.activator import activating
 from tests.kit.servers import Servers, open_vault, running_servers
 

@@ -11,7 +11,7 @@ import msgspec
 
 from events.keys import Keys, parse_master_keys
 from events.memory_vault import MemoryVault
-from events.valkey_store import connect
+from events.valkey_client import connect
 from events.valkey_vault import ValkeyVault
 from serve.local_servers import LocalServer, nats_spec, valkey_spec
 from serve.ports import free_port
