@@ -19,12 +19,11 @@ def encode_hook(value: Any) -> Any:
     """For msgspec encoders: a map is written as one, in the order of its keys, so that equal states are equal bytes."""
     if isinstance(value, Map):
         return dict(sorted(value.items()))
-    # what msgspec asks of hooks for a type they don't know
-    raise NotImplementedError(f"a snapshot can't hold {type(value).__name__}")
+    raise TypeError(f"a snapshot can't hold {type(value).__name__}")
 
 
 def decode_hook(kind: type, value: Any) -> Any:
     """For msgspec decoders."""
     if typing.get_origin(kind) is Map:
         return Map(msgspec.convert(value, dict[typing.get_args(kind)]))  # type: ignore[misc]
-    raise NotImplementedError(f"a snapshot can't hold {kind}")  # likewise
+    raise TypeError(f"a snapshot can't hold {kind}")

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from events.codec import GENESIS, StoredEvent, check_chain, decode_record
+from events.disk import sync_directory
 from events.errors import ChainBrokenError, IntegrityError, NotFoundError
 
 GROUP_EVENTS = 5_000  # of a file's row group: what is held in memory of a file, whatever its size
@@ -105,7 +106,7 @@ class SegmentWriter:
             raise ChainBrokenError(self._tenant, self._first, f"{self._path} does not hold what was written to it")
         self._filesystem.mv(self._draft, self._target)
         if isinstance(self._filesystem, LocalFileSystem):
-            _sync_directory(posixpath.dirname(self._target) or ".")
+            sync_directory(posixpath.dirname(self._target) or ".")
         return self._next - self._first
 
     def _make_durable(self) -> None:
@@ -113,14 +114,6 @@ class SegmentWriter:
         self._file.flush()
         if isinstance(self._filesystem, LocalFileSystem):
             os.fsync(self._file.fileno())
-
-
-def _sync_directory(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class SegmentReader:

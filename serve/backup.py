@@ -29,6 +29,7 @@ from typing import BinaryIO
 import msgspec
 
 from events.archive import Archive
+from events.disk import sync_directory
 from events.errors import PlatformError
 from events.slices import SLICE_COUNT
 from events.valkey_client import Client, connect
@@ -165,7 +166,7 @@ def _appearing(target: Path) -> Iterator[Path]:
     try:
         yield draft
         draft.replace(target)
-        _sync_directory(target.parent)
+        sync_directory(target.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -317,16 +318,8 @@ def _copy(source: BinaryIO, size: int, target: Path) -> FileSum:
             left -= len(chunk)
         file.flush()
         os.fsync(file.fileno())
-    _sync_directory(target.parent)
+    sync_directory(target.parent)
     return FileSum(size, digest.hexdigest())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _checked(directory: Path, parts: tuple[str, ...]) -> Manifest:

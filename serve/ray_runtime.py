@@ -2,7 +2,7 @@
 
 ``ray.init`` waits for an autoscaler, a log forwarder and a dashboard without pages, and looks for its own node once a
 second: more than half of its time, and 270 MiB. It has no switch for them, so for the length of the call they are left
-out by replacing the private functions listed in ``_only_what_is_used``. Ray's version is pinned; a test starts it.
+out by replacing the private functions listed in ``only_what_is_used``. Ray's version is pinned; a test starts it.
 """
 
 import contextlib
@@ -72,7 +72,7 @@ def start_ray(run_dir: Path, environment: Mapping[str, str]) -> str:
 
     _reread_environment()
     # The working directory comes first on every worker's path: a folder named `events` in it must not hide ours.
-    with _only_what_is_used(), _sigterm_kept(), contextlib.chdir(run_dir):
+    with only_what_is_used(), _sigterm_kept(), contextlib.chdir(run_dir):
         ray.init(
             "local",
             namespace=NAMESPACE,
@@ -313,7 +313,7 @@ def _sigterm_kept() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _only_what_is_used() -> Iterator[None]:
+def only_what_is_used() -> Iterator[None]:
     from ray._private import services, utils  # noqa: PLC0415 - reads the environment
     from ray._private.node import Node  # noqa: PLC0415
 

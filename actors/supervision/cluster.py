@@ -10,7 +10,7 @@ from events.errors import NotFoundError, NotPlacedError
 from events.process import NAMESPACE
 
 _HEAD = "node:__internal_head__"
-_DRAIN_FOR_A_REASON_OF_OURS = 2  # autoscaler.proto's DRAIN_NODE_REASON_PREEMPTION: taken even where actors run
+_DRAIN_PREEMPTION = 2  # a reason that autoscaler.proto knows: Ray takes it even where actors run
 _GCS_TIMEOUT_S = 5.0
 _POOL_SHARDS = b"pool_shards"
 
@@ -63,7 +63,7 @@ class Cluster:
         node = find(self.nodes(), node_id)
         if node.is_head:
             raise NotPlacedError(f"node {node.id[:12]} is the cluster's head: the cluster ends with it")
-        is_accepted, why = self._gcs.drain_node(node.id, _DRAIN_FOR_A_REASON_OF_OURS, "tenantry node drain", 0)
+        is_accepted, why = self._gcs.drain_node(node.id, _DRAIN_PREEMPTION, "tenantry node drain", 0)
         if not is_accepted:
             raise NotPlacedError(f"Ray does not drain node {node.id[:12]}: {why}")
 

@@ -24,6 +24,7 @@ from events.ask import Asker
 from events.bus import Bus
 from events.codec import decode_record
 from events.run import StartRun, pack
+from events.slices import slice_of
 from events.tenant import CreateTenant, DescribeTenant
 from events.valkey_client import connect
 from events.valkey_store import ValkeyEventStore
@@ -41,6 +42,7 @@ _CHAINS = 5  # runs of so many steps, one after the other
 _NUMBERS = {"in_flight": IN_FLIGHT, "open_runs": OPEN_RUNS, "steps": STEPS, "chains": _CHAINS, "measure_s": MEASURE_S}
 _REPEATS = 3
 _TIMEOUT_S = 300.0
+_BLOCK_MS = 1_000
 _ENDED = b"run.ended.v1"
 
 
@@ -61,6 +63,8 @@ class Ours:
         self._wanted = asyncio.Event()
 
     async def follow(self) -> None:
+        number = slice_of(TENANT)
+        cursors = await self._store.newest_cursors([number])  # before the first look: nothing falls between the two
         while True:
             await self._wanted.wait()  # while DBOS has its turn, nothing of ours is in its way
             page = await self._store.read(TENANT, self._position)
@@ -71,7 +75,8 @@ class Ours:
                     if run_id in self._ended:
                         self._ended[run_id].set()
             if not page:
-                await asyncio.sleep(0.002)  # a log can only be asked
+                for pointers in (await self._store.tail(cursors, _BLOCK_MS)).values():
+                    cursors[number] = pointers[-1].cursor
 
     async def start(self, saga: str, given: int) -> str:
         run_id = uuid.uuid4().hex

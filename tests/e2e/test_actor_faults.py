@@ -4,13 +4,14 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 
 import pytest
 
 from events.ask import Asker
-from events.bus import ACTIVATE, Bus, NoOneListensError
+from events.bus import ACTIVATE, Bus, NoOneListensError, ask_subject
 from events.codec import decode_record
+from events.envelope import Ok
 from events.tenant import SetBudget
 from events.valkey_client import connect
 from events.valkey_store import ValkeyEventStore
@@ -67,10 +68,10 @@ async def test_a_stopped_tenant_actor_that_was_overtaken_lets_go_within_5_s_of_w
     try:
         newer = await store.claim(tenant)
         before = await store.head(tenant)
-        if asked:  # it waits in the stopped process's socket
-            bus.publish(f"ask.t.{tenant}", b"")
-            pending = asyncio.create_task(asker.ask(tenant, SetBudget(2, "total"), actor="test", timeout_s=30.0))
-            await asyncio.sleep(0.5)  # it is on its way
+        if asked:
+            bus.publish(ask_subject(tenant), b"")
+            ask = asker.ask(tenant, SetBudget(2, "total"), actor="test", timeout_s=30.0)
+            pending = await handed_out(bus, tenant, ask)
     finally:
         os.kill(pid, signal.SIGCONT)
     began = time.monotonic()
@@ -93,6 +94,16 @@ async def test_a_stopped_tenant_actor_that_was_overtaken_lets_go_within_5_s_of_w
     await verify(store, tenant)
 
 
+async def handed_out(bus: Bus, tenant: str, ask: Coroutine[None, None, Ok]) -> asyncio.Task[Ok]:
+    """Asks, and returns when the broker has handed the question out: it waits in the socket of a process that is stopped."""
+    seen = asyncio.Event()
+    copies = await bus.subscribe(ask_subject(tenant), lambda data, _reply_to: seen.set() if data else None)
+    asking = asyncio.create_task(ask)
+    await asyncio.wait_for(seen.wait(), 30)
+    await copies.unsubscribe()
+    return asking
+
+
 async def is_held(bus: Bus, store: ValkeyEventStore, tenant: str, epoch: int) -> bool:
     """Does an owner older than ``epoch`` still listen? Somebody may have had the tenant activated anew meanwhile. An empty
     message is refused by whoever listens.
@@ -101,7 +112,7 @@ async def is_held(bus: Bus, store: ValkeyEventStore, tenant: str, epoch: int) ->
     if head is not None and head.epoch > epoch:
         return False
     try:
-        await bus.request(f"ask.t.{tenant}", b"", 1.0)
+        await bus.request(ask_subject(tenant), b"", 1.0)
     except NoOneListensError:
         return False
     except TimeoutError:

@@ -7,9 +7,8 @@ import pytest
 from openai import OpenAI
 
 from serve.ports import free_port
-from serve.settings import Settings
 from tests.kit.ray_head import RayHead, ray_head
-from tests.kit.servers import MASTER_KEY, running_servers
+from tests.kit.servers import running_servers
 from tests.kit.threads import repeating
 
 ADMIN_KEY = "sk-admin-0123456789abcdef"
@@ -24,17 +23,12 @@ models:
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_a_job_deploys_the_platform_another_upgrades_it_under_load_and_it_is_taken_away_again(tmp_path: Path) -> None:
-    with running_servers(tmp_path / "servers") as servers:
-        settings = Settings(
-            nats_url=servers.nats_url,
-            valkey_url=servers.valkey_url,
-            vault_url=servers.vault_url,
-            master_key=MASTER_KEY,
-            admin_key=ADMIN_KEY,
-            pepper="p" * 48,
-        )
-        with ray_head(settings.to_environment()) as ray, client(port := free_port()) as admin:
-            use(ray, admin, port, tmp_path)
+    with (
+        running_servers(tmp_path / "servers") as servers,
+        ray_head(servers.settings(ADMIN_KEY).to_environment()) as ray,
+        client(port := free_port()) as admin,
+    ):
+        use(ray, admin, port, tmp_path)
 
 
 def client(port: int) -> httpx.Client:

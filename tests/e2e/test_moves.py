@@ -1,9 +1,8 @@
-"""Tenants that move between real actors and nodes, and what a stop of the platform leaves of them."""
+"""Tenants that move between real actors and nodes while they are asked."""
 
 import asyncio
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,26 +13,16 @@ import pytest
 from events.ask import Asker
 from events.bus import Bus
 from events.codec import StoredEvent
-from events.errors import StoreUnavailableError
 from events.tenant import DescribeTenant, SetBudget
 from events.valkey_client import connect
 from events.valkey_store import ValkeyEventStore
 from events.verify import verify
-from serve.installation import DataDir
-from serve.local_servers import LocalServer, valkey_spec
-from serve.ports import free_port
 from tests.kit.platform import UpProcess, running_platform
 from tests.kit.second_node import second_node
 from tests.kit.threads import repeating
+from tests.kit.waiting import until
 
 CALLERS = 8
-
-
-def until(holds: Callable[[], object], timeout_s: float = 120.0) -> None:
-    ends = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < ends, f"not in {timeout_s:g} s"
-        time.sleep(0.1)  # what other processes do can only be asked for
 
 
 async def load(asker: Asker, tenant: str, caller: int, stop: asyncio.Event) -> list[int]:
@@ -47,8 +36,8 @@ async def load(asker: Asker, tenant: str, caller: int, stop: asyncio.Event) -> l
     return positions
 
 
-async def under_load(platform: UpProcess, tenant: str, act: Callable[[httpx.Client], None]) -> int:
-    """Does it while the tenant is asked. Returns the position of its last event."""
+async def under_load(platform: UpProcess, tenant: str, act: Callable[[httpx.Client], None]) -> None:
+    """Does it while the tenant is asked: each answer is one event, and there are no others."""
     bus = await Bus.connect(platform.running.nats_url, "test", lambda: None)
     store = ValkeyEventStore(connect(platform.running.valkey_url))
     await store.open()
@@ -69,7 +58,6 @@ async def under_load(platform: UpProcess, tenant: str, act: Callable[[httpx.Clie
     assert (await asker.ask(tenant, DescribeTenant(), actor="test")).position == end
     await bus.close()
     await store.close()
-    return end
 
 
 async def budgets_set(store: ValkeyEventStore, tenant: str) -> list[StoredEvent]:
@@ -81,7 +69,7 @@ def to_a_silo_and_back(platform: UpProcess) -> Callable[[httpx.Client], None]:
         pooled = len(platform.pids_of("ray::TenantActor"))
         for plan, actors in (("pro", pooled + 1), ("free", pooled)):
             ordered(admin.put("/tenants/mover/plan", json={"plan": plan}))
-            until(lambda actors=actors: len(platform.pids_of("ray::TenantActor")) == actors)  # type: ignore[misc]
+            until(lambda actors=actors: len(platform.pids_of("ray::TenantActor")) == actors, f"{actors} actors run")  # type: ignore[misc]
 
     return act
 
@@ -100,7 +88,7 @@ def actors_on(admin: httpx.Client, node: str) -> list[str]:
         placement.update(ordered(admin.get("/nodes")))
         return not placement["moving"]
 
-    until(at_rest)
+    until(at_rest, "nothing is on its way")
     return sorted(name for row in placement["data"] if row["id"] == node for name in row["actors"])
 
 
@@ -124,12 +112,12 @@ def between_nodes(platform: UpProcess, node: str) -> Callable[[httpx.Client], No
         assert "node 'nowhere'" in refused(admin.post("/tenants/alone/move", json={"node": "nowhere"}))
         with repeating(lambda: admin.post("/tenants/alone/move", json={"node": head})):
             (root,) = platform.pids_of("ray::RootSupervisor")
-            until(
-                lambda: platform.pids_of("ray::TenantActor")
-            )  # on the head; those of the other node are not its children
+            # those of the other node are not the platform's children
+            until(lambda: platform.pids_of("ray::TenantActor"), "the successor's process has begun")
             os.kill(root, signal.SIGKILL)
-            until(lambda: actors_on(admin, head) == ["silo-alone.2"])
-        until(lambda: actors_on(admin, node) == ["pool-0.1"])  # by the janitor, where the supervisor died before it did
+            until(lambda: actors_on(admin, head) == ["silo-alone.2"], "the tenant is back on the head")
+        # by the janitor, where the supervisor died before it did
+        until(lambda: actors_on(admin, node) == ["pool-0.1"], "the actor it left has ended")
 
     return act
 
@@ -142,55 +130,26 @@ def scale_and_drain(node: str) -> Callable[[httpx.Client], None]:
         assert everywhere == ["pool-0.1", "pool-1", "pool-2", "silo-alone.2"]
         assert "head" in refused(admin.post(f"/nodes/{head}/drain"))
         assert ordered(admin.post(f"/nodes/{node}/drain"))
-        until(lambda: actors_on(admin, node) == [])
+        until(lambda: actors_on(admin, node) == [], "nobody is left on the node that drains")
         assert node[:12] in refused(admin.post("/tenants/alone/move", json={"node": node}))
         ordered(admin.put("/pool", json={"shards": 1}))
-        until(lambda: actors_on(admin, head) == ["pool-0.2", "silo-alone.2"])
+        until(lambda: actors_on(admin, head) == ["pool-0.2", "silo-alone.2"], "one actor of the pool is left")
 
     return act
 
 
-async def opened(store: ValkeyEventStore) -> None:
-    """Valkey listens before it has read its log, and says so."""
-    async with asyncio.timeout(30):
-        while True:
-            try:
-                await store.open()
-                return
-            except StoreUnavailableError:
-                await asyncio.sleep(0.05)  # likewise
-
-
-async def snapshot_position(data_dir: Path, tenant: str) -> int:
-    """Of the newest snapshot in a stopped platform's store."""
-    password, port = DataDir(data_dir).secrets().valkey_password, free_port()
-    server = LocalServer(valkey_spec(data_dir, port, password))
-    server.start()
-    try:
-        server.wait_ready()
-        store = ValkeyEventStore(connect(f"redis://:{password}@127.0.0.1:{port}"))
-        await opened(store)
-        kept = await store.load_snapshots(tenant)
-        await store.close()
-        return kept[0].position
-    finally:
-        server.stop()
-
-
 @pytest.mark.ray
 @pytest.mark.timeout(600)
-def test_tenants_move_between_actors_and_nodes_under_load_and_a_stop_leaves_their_snapshots(tmp_path: Path) -> None:
-    """Nothing is lost or doubled, the actors they left have ended, and the next start has nothing to replay."""
+def test_tenants_move_between_actors_and_nodes_under_load(tmp_path: Path) -> None:
+    """Nothing is lost or doubled, the actors they left have ended, and the platform stops in good order."""
     with running_platform(tmp_path / "data") as platform:
         with platform.admin() as admin:
             for tenant, plan in (("mover", "free"), ("alone", "pro")):
                 ordered(admin.post("/tenants", json={"id": tenant, "plan": plan}))
-            until(lambda: len(platform.pids_of("ray::TenantActor")) == 2)  # a new tenant moves to its own from the pool
+            # a new tenant moves to its own from the pool
+            until(lambda: len(platform.pids_of("ray::TenantActor")) == 2, "two actors run")
         asyncio.run(under_load(platform, "mover", to_a_silo_and_back(platform)))
         with second_node(platform.instance, platform.running.ray_address) as node:
             asyncio.run(under_load(platform, "alone", between_nodes(platform, node)))
-            end = asyncio.run(under_load(platform, "mover", scale_and_drain(node)))
-        began = time.monotonic()
+            asyncio.run(under_load(platform, "mover", scale_and_drain(node)))
         assert platform.stop() == 0
-        assert time.monotonic() - began < 45
-    assert asyncio.run(snapshot_position(tmp_path / "data", "mover")) == end

@@ -43,11 +43,11 @@ from events.valkey_store import ValkeyEventStore
 from projections.actor import PROJECTIONS
 from projections.runner import ReadModels, Runner, decoded
 from projections.usage import Usage, UsageProjection, read_usage
-from serve.settings import Model, ModelsFile, ModelUpstream, Settings
+from serve.settings import Model, ModelsFile, ModelUpstream
 from tests.faults.ledgers import INPUT_NANO, OUTPUT_NANO, Report, Row, Served, check, tags_of
 from tests.kit.activator import activating
 from tests.kit.gateway_process import GatewayProcess
-from tests.kit.servers import MASTER_KEY, Servers, open_vault, running_servers
+from tests.kit.servers import Servers, open_vault, running_servers
 
 TRACE = Path(__file__).parents[3] / "shared" / "data" / "azure_llm_trace_2023" / "AzureLLMInferenceTrace_conv.csv"
 ADMIN_KEY = "sk-admin-0123456789abcdef"
@@ -287,13 +287,8 @@ async def run(count: int, kills: int, seed: int, directory: Path) -> Report:
 def _settings(servers: Servers, base_url: str, directory: Path) -> dict[str, str]:
     price = Price.model_validate({"input_usd_per_mtok": "0.10", "output_usd_per_mtok": "0.40"})
     model = Model(name="m", upstreams=(ModelUpstream(base_url=base_url, model="m"),), price=price)
-    settings = Settings(
-        nats_url=servers.nats_url,
-        valkey_url=servers.valkey_url,
-        vault_url=servers.vault_url,
-        master_key=MASTER_KEY,
-        admin_key=ADMIN_KEY,
-        pepper="p" * 48,
+    settings = servers.settings(
+        ADMIN_KEY,
         models=ModelsFile(models=(model,)),
         archive_url=str(directory / "archive"),
         objects_url=str(directory / "objects"),

@@ -47,7 +47,7 @@ def main(gcs_address: str, directory: str) -> None:
     from ray._private.node import Node
     from ray._private.parameter import RayParams
 
-    with ray_runtime._only_what_is_used():
+    with ray_runtime.only_what_is_used():
         parameters = RayParams(
             gcs_address=gcs_address,
             node_ip_address="127.0.0.1",

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -15,6 +16,7 @@ from events.valkey_client import connect
 from events.valkey_vault import ValkeyVault
 from serve.local_servers import LocalServer, nats_spec, valkey_spec
 from serve.ports import free_port
+from serve.settings import Settings
 
 USER, PASSWORD = "tenantry", "test-password"
 _RESTART_TIMEOUT_S = 30.0
@@ -38,6 +40,18 @@ class Servers(msgspec.Struct, frozen=True):
     @property
     def nats_url(self) -> str:
         return f"nats://{USER}:{PASSWORD}@127.0.0.1:{self.nats.spec.port}"
+
+    def settings(self, admin_key: str, **more: Any) -> Settings:
+        """Of a deployment on these servers."""
+        return Settings(
+            nats_url=self.nats_url,
+            valkey_url=self.valkey_url,
+            vault_url=self.vault_url,
+            master_key=MASTER_KEY,
+            admin_key=admin_key,
+            pepper="p" * 48,
+            **more,
+        )
 
 
 def kill_and_wait(server: LocalServer) -> None:

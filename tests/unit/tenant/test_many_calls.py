@@ -3,6 +3,7 @@
 import time
 
 import msgspec
+import pytest
 
 from actors.aggregate import State, fold
 from actors.persistent import decode_hook, encode_hook
@@ -21,6 +22,13 @@ from events.tenant import (
 )
 from tests.kit.factories import HOUR_US, NOW_US, created, key_issued, reserved
 from tests.kit.scenario import Scenario, given
+
+
+def test_what_a_snapshot_can_not_hold_is_said_and_not_guessed() -> None:
+    with pytest.raises(TypeError, match="can't hold complex"):
+        msgspec.msgpack.encode({"figure": 1j}, enc_hook=encode_hook)
+    with pytest.raises(msgspec.ValidationError, match="can't hold"):
+        msgspec.msgpack.decode(b"\x01", type=complex, dec_hook=decode_hook)
 
 
 def reserve(call: str) -> ReserveCall:
