@@ -122,6 +122,12 @@ class _Wire(asyncio.Protocol):
             self.abort(TimeoutError(f"Valkey did not answer within {self._timeout_s:g} s"))
 
 
+def _accept(replies: Sequence[Any]) -> None:
+    for reply in replies:
+        if isinstance(reply, ResponseError):
+            raise ConnectionRefusedError(f"Valkey refuses us: {reply}")
+
+
 class Link:
     """Calls over one connection that is opened when it is needed, and anew after it was lost. Nothing is ever sent twice."""
 
@@ -164,11 +170,12 @@ class Link:
             _, wire = await asyncio.get_running_loop().create_connection(
                 lambda: _Wire(self._timeout_s), address.host, address.port
             )
-            if address.greeting:
-                for reply in await wire.send(address.greeting):
-                    if isinstance(reply, ResponseError):
-                        wire.abort(reply)
-                        raise ConnectionRefusedError(f"Valkey refuses us: {reply}")
+            try:
+                if address.greeting:
+                    _accept(await wire.send(address.greeting))
+            except BaseException:  # cancelled or too late, too: nobody else knows of this connection
+                wire.abort(ConnectionAbortedError("not greeted"))
+                raise
             return wire
 
     async def close(self) -> None:

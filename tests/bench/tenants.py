@@ -352,7 +352,7 @@ async def _measure_node_moves(ground: Ground) -> dict[str, dict[str, Any]]:
         async with _answered(asker, tenant) as answers:
             for number in range(_NODE_MOVES):
                 begin = time.perf_counter()
-                await _placed(ground, MoveTenant(tenant, head if number % 2 else other))
+                await _placed(ground, MoveTenant(tenant, head if number % 2 else other.id))
                 moved = time.perf_counter()
                 pauses.append(_longest_gap(answers, begin, moved))
                 ground.say(

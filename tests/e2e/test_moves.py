@@ -18,7 +18,7 @@ from events.valkey_client import connect
 from events.valkey_store import ValkeyEventStore
 from events.verify import verify
 from tests.kit.platform import UpProcess, running_platform
-from tests.kit.second_node import second_node
+from tests.kit.second_node import SecondNode, second_node
 from tests.kit.threads import repeating
 from tests.kit.waiting import until
 
@@ -138,6 +138,20 @@ def scale_and_drain(node: str) -> Callable[[httpx.Client], None]:
     return act
 
 
+def lose(node: SecondNode) -> Callable[[httpx.Client], None]:
+    """The tenant is moved to the node, which is then gone without a word: it is served from what is left."""
+
+    def act(admin: httpx.Client) -> None:
+        head = next(row["id"] for row in ordered(admin.get("/nodes"))["data"] if row["head"])
+        ordered(admin.post("/tenants/alone/move", json={"node": node.id}))
+        assert actors_on(admin, node.id) == ["silo-alone.3"]
+        node.kill()
+        until(lambda: actors_on(admin, head) == ["pool-0.2", "silo-alone.3"], "it is served from the other node")
+        ordered(admin.get("/tenants/alone"))
+
+    return act
+
+
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_tenants_move_between_actors_and_nodes_under_load(tmp_path: Path) -> None:
@@ -150,6 +164,8 @@ def test_tenants_move_between_actors_and_nodes_under_load(tmp_path: Path) -> Non
             until(lambda: len(platform.pids_of("ray::TenantActor")) == 2, "two actors run")
         asyncio.run(under_load(platform, "mover", to_a_silo_and_back(platform)))
         with second_node(platform.instance, platform.running.ray_address) as node:
-            asyncio.run(under_load(platform, "alone", between_nodes(platform, node)))
-            asyncio.run(under_load(platform, "mover", scale_and_drain(node)))
+            asyncio.run(under_load(platform, "alone", between_nodes(platform, node.id)))
+            asyncio.run(under_load(platform, "mover", scale_and_drain(node.id)))
+        with second_node(platform.instance, platform.running.ray_address) as node:
+            asyncio.run(under_load(platform, "alone", lose(node)))
         assert platform.stop() == 0

@@ -39,10 +39,13 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class Figures(msgspec.Struct):
-    """Of one dependency. ``refusing_ns``: when this process' breaker was first open, on the machine's monotonic clock."""
+    """Of one dependency. ``retries`` are those of calls that ended. ``refusing_ns``: when this process' breaker was first
+    open, on the machine's monotonic clock.
+    """
 
     done: int = 0
     failed: int = 0
+    retries: int = 0
     refused: dict[str, int] = {}
     refusing_ns: int = 0
     breaker: str = ""
@@ -63,9 +66,17 @@ class Caller:
         label = name.split("#", 1)[0]
         pipeline = self._resilience.pipeline(label, PoliciesConfig.parse(policies, name), tenant=tenant)
         figures = self.figures[name]
+        attempts = 0
+
+        async def attempt() -> None:
+            nonlocal attempts
+            attempts += 1
+            await self._get(url)
+
         while True:
+            attempts = 0
             try:
-                await pipeline.call(lambda: self._get(url), tenant=tenant)
+                await pipeline.call(attempt, tenant=tenant)
                 figures.done += 1
             except PolicyRefusal as refusal:
                 figures.refused[refusal.policy] += 1
@@ -77,6 +88,7 @@ class Caller:
                 if getattr(error, "code", "") != "dependency_timeout":
                     raise
                 figures.failed += 1
+            figures.retries += max(0, attempts - 1)
             if pipeline.breaker is not None:
                 figures.breaker = pipeline.breaker.state.status
             await asyncio.sleep(self._plan.think_s)  # between calls, as callers have other things to do

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
+import msgspec
 import pytest
 from redis.exceptions import ResponseError
 
@@ -122,6 +123,25 @@ async def test_a_silent_server_fails_all_that_wait_and_nothing_is_sent_again() -
         assert all(isinstance(outcome, OSError) for outcome in outcomes)
         assert b"".join(seen).count(b"INCR") == 3
         await link.close()
+
+
+@pytest.mark.parametrize("is_closed", [True, False], ids=["closed", "timed-out"])
+async def test_a_connection_that_ends_before_its_greeting_is_answered_is_not_left_open(is_closed: bool) -> None:
+    """The server sees the end of it; a leak would hold a place there until the collector comes by."""
+    greeted = asyncio.Event()
+
+    def swallow(_data: bytes) -> bytes:
+        greeted.set()
+        return b""
+
+    async with asyncio.timeout(20), impostor(swallow) as (address, _):
+        link = Link(msgspec.structs.replace(address, db=2), 60 if is_closed else 0.2)
+        calling = asyncio.create_task(link.call([("PING",)]))
+        await greeted.wait()
+        if is_closed:
+            await link.close()
+        with pytest.raises((OSError, asyncio.CancelledError)):
+            await calling
 
 
 async def test_a_lost_connection_is_opened_anew(servers: Servers, link: Link) -> None:

@@ -3,6 +3,7 @@
 Run as a program it is that node, until it is told to end: ``python -m tests.kit.second_node GCS_ADDRESS DIRECTORY``.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import psutil
 
 from serve import ray_runtime
@@ -20,9 +22,23 @@ from serve.guard import members
 _STOP_TIMEOUT_S = 30.0
 
 
+class SecondNode(msgspec.Struct, frozen=True):
+    """``id`` is Ray's, ``pid`` of the process that all others of the node descend from."""
+
+    id: str
+    pid: int
+
+    def kill(self) -> None:
+        """As when its machine loses power."""
+        first = psutil.Process(self.pid)
+        for process in (*first.children(recursive=True), first):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it was another's child, and ended with that
+                process.kill()
+
+
 @contextmanager
-def second_node(instance: str, ray_address: str) -> Iterator[str]:
-    """Inside, the node is part of the cluster of the ``tenantry up`` whose processes carry that cookie. Yields its id."""
+def second_node(instance: str, ray_address: str) -> Iterator[SecondNode]:
+    """Inside, the node is part of the cluster of the ``tenantry up`` whose processes carry that cookie."""
     running = [psutil.Process(member.pid) for member in members(instance)]
     (head,) = (process for process in running if process.name() == "gcs_server")
     environment = {
@@ -37,7 +53,7 @@ def second_node(instance: str, ray_address: str) -> Iterator[str]:
             with process.stdout as lines:
                 node_id = lines.readline().strip()
             assert node_id, "the node did not start"
-            yield node_id
+            yield SecondNode(node_id, process.pid)
         finally:
             process.terminate()
             process.wait(_STOP_TIMEOUT_S)
