@@ -51,6 +51,11 @@ class Figures(msgspec.Struct):
     breaker: str = ""
 
 
+def failed_in_http(error: BaseException) -> bool:
+    """All its calls only read, so another attempt is harmless; by itself a policy would repeat trouble of the network alone."""
+    return isinstance(error, aiohttp.ClientError)
+
+
 class Caller:
     def __init__(self, plan: Plan, resilience: Resilience, http: aiohttp.ClientSession) -> None:
         self._plan, self._resilience, self._http = plan, resilience, http
@@ -64,7 +69,8 @@ class Caller:
     async def _call(self, name: str) -> None:
         url, policies, tenant = self._plan.dependencies[name]
         label = name.split("#", 1)[0]
-        pipeline = self._resilience.pipeline(label, PoliciesConfig.parse(policies, name), tenant=tenant)
+        parsed = PoliciesConfig.parse(policies, name)
+        pipeline = self._resilience.pipeline(label, parsed, tenant=tenant, retryable=failed_in_http)
         figures = self.figures[name]
         attempts = 0
 
