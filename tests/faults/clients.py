@@ -14,6 +14,7 @@ from tests.kit.history import Kind, Recorder
 
 BUDGET, COST_MAX = 100, 10
 _PATIENCE_S, _IMPATIENCE_S = 20.0, 0.03
+_IMPATIENT = 0.25  # of what they ask: some six commands are under way at a fault, and some of them have to be given up
 _HOUR_US = 3_600_000_000
 
 
@@ -27,25 +28,39 @@ class Client:
         self._sent: list[tuple[str, Command]] = []
         self._open_calls: list[str] = []
         self._count = 0
+        self._limit: int | None = None  # the tenant's budget, where it was this client that set it
 
     async def set_up(self) -> None:
-        """The tenant, its key and its budget, whatever it takes."""
-        for command in (CreateTenant("Test"), IssueKey("k1", "default", b"d" * 32), SetBudget(BUDGET, "total")):
-            command_id = self._new_id()
-            while await self._send(command, command_id, _PATIENCE_S) != "ok":
-                pass
+        """The tenant, its key and its budget."""
+        for command in (CreateTenant("Test"), IssueKey("k1", "default", b"d" * 32)):
+            await self._insist(command)
+        await self._raise_budget(0)
+
+    async def _raise_budget(self, limit: int) -> None:
+        """It is used up again and again, and never for good: a tenant that can't reserve any more writes no more events,
+        and a projection has nothing to do.
+        """
+        self._limit = limit + BUDGET
+        await self._insist(SetBudget(self._limit, "total"))
+
+    async def _insist(self, command: Command) -> None:
+        command_id = self._new_id()
+        while await self._send(command, command_id, _PATIENCE_S) != "ok":
+            pass
 
     async def run(self, goes_on: Callable[[], bool]) -> None:
         while goes_on():
             await self._step()
 
     async def _step(self) -> None:
-        patience_s = _IMPATIENCE_S if self._dice.random() < 0.05 else _PATIENCE_S
+        patience_s = _IMPATIENCE_S if self._dice.random() < _IMPATIENT else _PATIENCE_S
         throw = self._dice.random()
         if throw < 0.45 or not self._sent:
             await self._reserve(patience_s)
         elif throw < 0.65 and self._open_calls:
             await self._settle(patience_s)
+        elif 0.65 <= throw < 0.67 and self._limit is not None:
+            await self._raise_budget(self._limit)
         elif throw < 0.80:
             await self._send(DescribeTenant(), self._new_id(), patience_s)
         elif throw < 0.93:  # a repeat
