@@ -128,6 +128,10 @@ def _accept(replies: Sequence[Any]) -> None:
             raise ConnectionRefusedError(f"Valkey refuses us: {reply}")
 
 
+def _closed_by_us() -> ConnectionAbortedError:
+    return ConnectionAbortedError("the connection to Valkey is closed by us")
+
+
 class Link:
     """Calls over one connection that is opened when it is needed, and anew after it was lost. Nothing is ever sent twice."""
 
@@ -135,6 +139,7 @@ class Link:
         self._address, self._timeout_s = address, timeout_s
         self._wire: _Wire | None = None
         self._connecting: asyncio.Task[_Wire] | None = None
+        self._is_closed = False
 
     async def call(self, commands: Sequence[Command]) -> list[Any]:
         """The replies, in order; a ``ResponseError`` among them is the server's answer to that command alone.
@@ -143,7 +148,7 @@ class Link:
 
         Raises:
             OSError: The connection could not be made or was lost, or no answer came in time. What was sent may or may
-                not have been carried out.
+                not have been carried out. Also after ``close``.
         """
         if not commands:
             return []
@@ -154,10 +159,16 @@ class Link:
 
     async def _connect(self) -> _Wire:
         """One attempt at a time, whoever of those that wait for it is cancelled."""
-        if self._connecting is None:
-            self._connecting = asyncio.create_task(self._open(), name="valkey-connect")
-            self._connecting.add_done_callback(self._connected)
-        return await asyncio.shield(self._connecting)
+        if self._is_closed:
+            raise _closed_by_us()
+        connecting = self._connecting
+        if connecting is None:
+            connecting = self._connecting = asyncio.create_task(self._open(), name="valkey-connect")
+            connecting.add_done_callback(self._connected)
+        await asyncio.wait([connecting])
+        if connecting.cancelled():  # by ``close``: whoever called was not
+            raise _closed_by_us()
+        return connecting.result()
 
     def _connected(self, task: asyncio.Task[_Wire]) -> None:
         self._connecting = None
@@ -165,24 +176,30 @@ class Link:
             self._wire = task.result()
 
     async def _open(self) -> _Wire:
-        async with asyncio.timeout(self._timeout_s):
-            address = self._address
-            _, wire = await asyncio.get_running_loop().create_connection(
-                lambda: _Wire(self._timeout_s), address.host, address.port
-            )
-            try:
-                if address.greeting:
-                    _accept(await wire.send(address.greeting))
-            except BaseException:  # cancelled or too late, too: nobody else knows of this connection
-                wire.abort(ConnectionAbortedError("not greeted"))
-                raise
-            return wire
+        address = self._address
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                _, wire = await asyncio.get_running_loop().create_connection(
+                    lambda: _Wire(self._timeout_s), address.host, address.port
+                )
+                try:
+                    if address.greeting:
+                        _accept(await wire.send(address.greeting))
+                except BaseException:  # cancelled or too late, too: nobody else knows of this connection
+                    wire.abort(ConnectionAbortedError("not greeted"))
+                    raise
+                return wire
+        except TimeoutError as error:
+            where = f"{address.host}:{address.port}"
+            raise TimeoutError(f"Valkey at {where} did not take the connection within {self._timeout_s:g} s") from error
 
     async def close(self) -> None:
+        """For good: calls under way fail, and so do those that come later."""
+        self._is_closed = True
         if self._connecting is not None:
             self._connecting.cancel()
             await asyncio.wait([self._connecting])
         if self._wire is not None:
             wire, self._wire = self._wire, None
-            wire.abort(ConnectionAbortedError("closed by us"))
+            wire.abort(_closed_by_us())
             await wire.closed.wait()

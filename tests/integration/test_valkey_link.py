@@ -140,8 +140,16 @@ async def test_a_connection_that_ends_before_its_greeting_is_answered_is_not_lef
         await greeted.wait()
         if is_closed:
             await link.close()
-        with pytest.raises((OSError, asyncio.CancelledError)):
+        with pytest.raises(OSError, match="closed by us" if is_closed else "did not take the connection"):
             await calling
+
+
+async def test_a_closed_link_stays_closed(servers: Servers, link: Link) -> None:
+    """One opened by a straggler would be nobody's to close."""
+    await link.call([("PING",)])
+    await link.close()
+    with pytest.raises(OSError, match="closed by us"):
+        await link.call([("PING",)])
 
 
 async def test_a_lost_connection_is_opened_anew(servers: Servers, link: Link) -> None:
