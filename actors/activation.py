@@ -141,7 +141,7 @@ class Activation:
         if head.status == "erased":
             raise TenantErasedError(f"tenant {self.tenant!r} is erased: nothing can be asked of it any more")
         if head.status != "active":
-            raise TenantClosedError(f"tenant {self.tenant!r} is {head.status}: `tenantry verify` says why")
+            raise TenantClosedError(f"tenant {self.tenant!r} is {head.status}: `tenantry doctor` says why")
         if rewound := await loss(self._store, self._keys.vault, self.tenant, head):
             log.critical("tenant.log_rewound tenant=%s: %s", self.tenant, rewound)
             await self._halt(rewound)
@@ -259,22 +259,26 @@ class Activation:
             log.warning("tenant.halt_failed tenant=%s: %s", self.tenant, failure)
 
     async def _turn(self, messages: Sequence[Message]) -> None:
-        waiting = self._opened(messages)
+        waiting, answers = self._opened(messages)
         for at, request in enumerate(waiting):
             if isinstance(request.command, RetryRun) and request.command.run_id not in self._memory.state.runs.open:
                 waiting[at] = await self._with_history(request, request.command.run_id)
         await self._serve(waiting)
+        # last: who has an answer knows that what was sent before has its own (``Courier`` asks just for that)
+        for reply_to, reply in answers:
+            self._send(reply_to, encode(reply))
 
-    def _opened(self, messages: Sequence[Message]) -> list[Request]:
-        now_us, requests = self._clock.now_us(), list[Request]()
+    def _opened(self, messages: Sequence[Message]) -> tuple[list[Request], list[tuple[str, Reply]]]:
+        """What is to be decided, and answers to what can't be."""
+        now_us, requests, answers = self._clock.now_us(), list[Request](), list[tuple[str, Reply]]()
         for data, reply_to in messages:
             failpoint("actor.before_decode")
             opened = open_request(self.tenant, data, reply_to, now_us)
             if isinstance(opened, Request):
                 requests.append(opened)
             elif opened is not None:
-                self._send(reply_to, encode(opened))
-        return requests
+                answers.append((reply_to, opened))
+        return requests, answers
 
     async def _with_history(self, request: Request, run_id: str) -> Request:
         """The memory of an ended run is its stream: read it, so that what follows is decided on it. Unchanged where there
@@ -296,6 +300,7 @@ class Activation:
         while waiting and not self._ended:
             draft = Draft(self.tenant, self._ownership.epoch, self._cipher, self._memory, self._clock.now_us())
             draft.decide_all(waiting)
+            position = self._memory.position
             try:
                 with self._traced(draft, waiting):
                     known = await self._commit(draft)
@@ -314,6 +319,11 @@ class Activation:
                 await self._answer_unfenced(draft.unfenced)
                 return
             waiting = await self._answer_known(waiting, known)
+            if (
+                self._memory.position != position
+            ):  # an append of ours whose answer got lost: what follows from it is due
+                self._effects.activated(self.tenant, self._memory.state, self._cipher)
+                self._alarm.set(self._memory.state.next_timer_us)
 
     def _traced(self, draft: Draft, waiting: Sequence[Request]) -> AbstractContextManager[None]:
         """A span of the append in the trace of each command that has one."""
@@ -426,7 +436,7 @@ class Activation:
             await self._ownership.prove()
             if any(isinstance(request.command, FireTimers) for request, _ in unfenced):
                 # nothing was due after all: without this the tenant would be woken for it every second
-                await self._store.set_timer(self.tenant, self._memory.state.next_timer_us)
+                await self._store.set_timer(self.tenant, self._ownership.epoch, self._memory.state.next_timer_us)
         except StoreUnavailableError as error:
             log.warning("tenant.unanswered tenant=%s requests=%s: %s", self.tenant, len(unfenced), error)
             return  # who can't prove to be the owner says nothing; they ask again

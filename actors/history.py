@@ -3,6 +3,7 @@
 from actors.aggregate import State, fold
 from events.codec import open_record
 from events.errors import NotFoundError
+from events.scan import scan
 from events.sealing import Cipher
 from events.store import EventStore
 
@@ -13,13 +14,14 @@ async def state_at(store: EventStore, cipher: Cipher, tenant: str, position: int
 
     Raises:
         NotFoundError: The log does not reach that position.
+        ChainBrokenError: Events before it are missing.
     """
-    state, at, time_us = State(), 0, 0
-    while at < position:
-        page = await store.read(tenant, at, min(500, position - at))
-        if not page:
-            raise NotFoundError("position", str(position))
+    head = await store.head(tenant)
+    if head is None or head.position < position:
+        raise NotFoundError("position", str(position))
+    state, time_us = State(), 0
+    async for page in scan(store, tenant, 0, position):
         records = [open_record(stored.record, cipher) for stored in page]
         state = fold(state, [record.event for record in records])
-        at, time_us = page[-1].position, records[-1].time_us
+        time_us = records[-1].time_us
     return state, time_us

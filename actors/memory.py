@@ -32,9 +32,9 @@ class Memory:
         """A turn is durable: the state after it, the streams it has added to, and where the log ends now."""
         self.state, self.position, self.head = state, position, head
         self.versions.update(versions)
-        for event in events:
-            if event.ends_stream:
-                self.versions.pop(event.stream, None)
+        for stream, is_over in {event.stream: event.ends_stream for event in events}.items():  # its last one says so
+            if is_over:
+                self.versions.pop(stream, None)
 
     def replay(self, tenant: str, page: Sequence[StoredEvent], cipher: Cipher) -> None:
         """Fold a page in, all of it or nothing. Raises ChainBrokenError where an event does not follow."""

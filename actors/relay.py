@@ -28,7 +28,14 @@ from events.clock import Clock
 from events.courier import Courier, LostError
 from events.dead_letters import Cause, DeadLetter, DeadLetters
 from events.envelope import DEFECT, Envelope, Failed, Ok, Refused, Reply, decode_envelope
-from events.errors import CommandIdReusedError, InvalidCommandError, OverloadedError, PlatformError, TransientError
+from events.errors import (
+    BusUnavailableError,
+    CommandIdReusedError,
+    InvalidCommandError,
+    OverloadedError,
+    PlatformError,
+    TransientError,
+)
 from events.failpoints import failpoint
 from events.inbox import COMMAND_ID, TELL_STREAM, ConsumerLostError, Inbox, tenant_of
 from events.outcomes import Outcomes
@@ -362,7 +369,7 @@ class Relay:
         """Conclude what was answered for good. The rest stays where it is, in order."""
         final: list[tuple[Told, Reply]] = []
         refusal = ""
-        for told, reply in zip(batch, replies, strict=False):
+        for told, reply in zip(batch, replies, strict=True):
             if (isinstance(reply, Refused) and reply.code == OverloadedError.code) or (
                 isinstance(reply, Failed) and reply.code != DEFECT
             ):
@@ -376,7 +383,7 @@ class Relay:
         lane.messages.settle([told.sequence for told, _ in final])
         lane.settled += len(final)
         if lane.concluding is not None:
-            await lane.concluding
+            await asyncio.wait([lane.concluding])
         lane.concluding = asyncio.create_task(self._conclude(lane, final), name=f"conclude-{lane.tenant}")
         if refusal:
             raise TransientError(refusal)
@@ -396,6 +403,10 @@ class Relay:
                 delay_s = min(delay_s * 2, _REST_MAX_S)
             failpoint("relay.after_record_before_ack")
             self._acknowledge(lane, [told for told, _ in final])
+        except Exception:
+            log.exception("relay.conclusion_failed tenant=%s commands=%s", lane.tenant, len(final))
+            for told, _ in final:
+                self._in_hand.pop(told.sequence, None)  # so it comes again
         finally:
             lane.concluding = None
             if lane.task is None and lane.messages.is_empty and self._lanes.get(lane.tenant) is lane:
@@ -411,13 +422,20 @@ class Relay:
     def _acknowledge(self, lane: TenantLane, concluded: Sequence[Told]) -> None:
         lane.messages.settle([told.sequence for told in concluded])
         for told in concluded:
-            told.delivery.acknowledge()
-            failpoint("relay.mid_acks")
+            # first: one whose acknowledgement gets lost is not kept in hand, so it comes again, and is known then
             self._in_hand.pop(told.sequence, None)
             lane.attempts.pop(told.sequence, None)
+            try:
+                told.delivery.acknowledge()
+            except BusUnavailableError as error:
+                log.warning("relay.acknowledgement_lost tenant=%s command=%s: %s", lane.tenant, told.command_id, error)
+            failpoint("relay.mid_acks")
 
     async def _bury(self, lane: TenantLane, told: Told) -> None:
         assert told.cause is not None
+        if told.cause in ("stale", "unanswered") and await self._was_decided(lane.tenant, told.command_id):
+            self._acknowledge(lane, [told])  # only its answer, or its acknowledgement, got lost
+            return
         letter = DeadLetter(
             id=_letter_id(told),
             tenant=lane.tenant,
@@ -435,6 +453,10 @@ class Relay:
         failpoint("relay.after_burial_before_ack")
         self._acknowledge(lane, [told])
         log.error("relay.buried tenant=%s letter=%s cause=%s: %s", lane.tenant, letter.id, told.cause, told.problem)
+
+    async def _was_decided(self, tenant: str, command_id: str) -> bool:
+        """The log or the outcomes on record know it; a letter would have somebody replay what has happened."""
+        return bool(await self._store.replies(tenant, [command_id]) or await self._outcomes.find(tenant, [command_id]))
 
     async def _rest(self, lane: TenantLane, why: str) -> None:
         """Give the tenant a while. Its messages go back to the broker for that time, so that others have room here."""

@@ -34,6 +34,7 @@ from events.failpoints import failpoint
 from events.keys import Keys
 from events.slices import is_tenant_id
 from events.store import EventStore, Placement
+from events.unserved import decode_unserved
 from events.witness import Witness
 
 log = logging.getLogger(__name__)
@@ -207,11 +208,17 @@ class Shard:
         period_s = min(self._limits.idle_after_s / _SWEEPS_PER_IDLE_TIME, _SWEEP_PERIOD_S_MAX)
         while True:
             await asyncio.sleep(period_s)  # the sweep's own beat
-            before = time.monotonic() - self._limits.idle_after_s
-            idle = [name for name, hosted in self._active.items() if hosted.activation.used_at < before]
-            for first in range(0, len(idle), _PASSIVATIONS_AT_ONCE):
-                await asyncio.gather(*(self.release(name) for name in idle[first : first + _PASSIVATIONS_AT_ONCE]))
+            try:
+                await self._passivate_idle()
+            except Exception:
+                log.exception("shard.sweep_failed shard=%s", self.name)
             self._say_if_vacant()
+
+    async def _passivate_idle(self) -> None:
+        before = time.monotonic() - self._limits.idle_after_s
+        idle = [name for name, hosted in self._active.items() if hosted.activation.used_at < before]
+        for first in range(0, len(idle), _PASSIVATIONS_AT_ONCE):
+            await asyncio.gather(*(self.release(name) for name in idle[first : first + _PASSIVATIONS_AT_ONCE]))
 
     def _ended(self, activation: Activation) -> None:
         """Only its own registration: by now another activation may serve the tenant from here."""
@@ -255,11 +262,12 @@ class Shard:
             log.warning("tenant.move_unfinished tenant=%s: %s", tenant, problem)
 
     async def _request(self, subject: str, tenant: str) -> str:
-        """What the supervisor says is the problem; "" where it did what was asked, or where there is no supervisor."""
+        """What the supervisor says is the problem; "" where it did what was asked."""
         try:
-            return (await self._bus.request(subject, tenant.encode(), _PREPARE_TIMEOUT_S)).decode()
+            problem = decode_unserved(await self._bus.request(subject, tenant.encode(), _PREPARE_TIMEOUT_S))
+            return "" if problem is None else problem.message
         except NoOneListensError:
-            return ""
+            return "the supervisor is away"
         except (TimeoutError, BusUnavailableError) as error:
             return f"{type(error).__name__}: {error}"
 

@@ -8,7 +8,7 @@ from actors.shard import Limits, Shard
 from events.clock import SystemClock
 from events.defects import described
 from events.errors import NotServedError, PlatformError, TenantCrashedError
-from events.process import Connect, end_when_stuck
+from events.process import Connect, end_process, end_when_stuck
 from events.store import Placement
 from events.work import WorkQueue
 
@@ -22,6 +22,7 @@ class TenantActor:
         self._name, self._serves, self._connect, self._limits = name, serves, connect, limits
         self._opening: asyncio.Task[Shard] | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._is_retired = False
 
     async def _shard(self) -> Shard:
         """Opened on the first call, because a constructor of an async actor can't await."""
@@ -56,6 +57,8 @@ class TenantActor:
         replay is no reason to keep the others waiting. Safe to repeat.
         """
         shard = await self._shard()
+        if self._is_retired:  # and was not ended: whoever retired it died, or did not wait for the answer
+            end_process()
         tasks = [asyncio.create_task(shard.host(tenant)) for tenant in tenants]
         await asyncio.wait(tasks, timeout=_HOST_ANSWERS_AFTER_S)
         return [_problem(tenant, task) for tenant, task in zip(tenants, tasks, strict=True)]
@@ -69,10 +72,11 @@ class TenantActor:
         await (await self._shard()).move_out(tenants)
 
     async def retire(self) -> bool:
-        """Close it if it serves nobody; False where it does."""
+        """Close it if it serves nobody; False where it does. Its process is to be ended then."""
         shard = await self._shard()
         if not shard.is_vacant:
             return False
+        self._is_retired = True
         await shard.close()
         return True
 

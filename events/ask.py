@@ -18,11 +18,11 @@ from events.errors import (
     OutcomeUnknownError,
     OverloadedError,
     PlatformError,
-    TenantErasedError,
     TransientError,
 )
 from events.ids import IdSource, system_ids
 from events.messages import Command
+from events.unserved import Unserved, decode_unserved
 
 ASK_TIMEOUT_S = 10.0
 # An actor that was killed took its unanswered asks along: ask again, the command id makes that harmless.
@@ -61,7 +61,8 @@ class Asker:
         Raises:
             CommandRefusedError: The tenant said no; nothing was written.
             CommandFailedError: The tenant could not; nothing was written.
-            NotServedError, StoreUnavailableError, BusUnavailableError: Surely not done.
+            TenantErasedError, UnservableError: Nobody can be asked any more, or before an operator has looked.
+            NotServedError, BusUnavailableError: Surely not done.
             OutcomeUnknownError: Delivered at least once, and no answer that settles it. Repeat with the same
                 ``command_id``.
         """
@@ -110,31 +111,34 @@ class Asker:
             except NoOneListensError:
                 if was_activated:  # its owner is being moved, or is about to connect again to a NATS that was restarted
                     await asyncio.sleep(_RETRY_S)
-                problem = await self._activate(tenant, ends)
                 was_activated = True
-                continue
             except TimeoutError:
-                is_open = True
                 # somebody is subscribed and does not answer: perhaps busy, perhaps stopped, and then nobody else would tell
-                problem = await self._activate(tenant, ends)
-                continue
+                is_open = True
             except CommandFailedError as failure:
                 if failure.code != MOVED:
                     raise
-                is_open = True
+                is_open = True  # who answered had not begun it, but another actor may have heard it, too
                 continue
             except CommandRefusedError as refusal:
                 if not (is_open and refusal.code in _INCONCLUSIVE):
                     raise
+                await asyncio.sleep(_RETRY_S)  # back-off; only asking again tells
+                continue
             except TransientError as error:
                 problem = error
-            await asyncio.sleep(_RETRY_S)  # back-off; only asking again tells
+                await asyncio.sleep(_RETRY_S)  # likewise
+                continue
+            unserved = await self._activate(tenant, ends)
+            problem = unserved.error(tenant)
+            if unserved.is_final:
+                break
         if is_open:
             raise OutcomeUnknownError(tenant, command_id)
         raise problem or NotServedError(tenant, "no time was left to ask")
 
-    async def _activate(self, tenant: str, ends: float) -> PlatformError:
-        """Have the tenant activated. What to say in case there is no time left to ask it again.
+    async def _activate(self, tenant: str, ends: float) -> Unserved:
+        """Have the tenant activated. What to say in case there is no time left to ask it again, or no use.
 
         Waits no longer than for any answer: a supervisor that was killed took the request along, and one that is still
         busy with it takes its repeat for the same.
@@ -143,15 +147,20 @@ class Asker:
         try:
             answer = await self._bus.request(ACTIVATE, tenant.encode(), min(left_s, self._attempt_timeout_s))
         except TimeoutError:
-            return NotServedError(tenant, "it could not be activated in time")
+            return _unserved("it could not be activated in time")
         except (NoOneListensError, BusUnavailableError):  # the supervisor itself is being restarted
             await asyncio.sleep(_RETRY_S)
-            return NotServedError(tenant, "nobody could activate it")
-        if answer == TenantErasedError.code.encode():
-            raise TenantErasedError(f"tenant {tenant!r} is erased: nothing can be asked of it any more")
-        if answer:
+            return _unserved("nobody could activate it")
+        problem = decode_unserved(answer)
+        if problem is None:
+            return _unserved("it did not answer in time")
+        if not problem.is_final:
             await asyncio.sleep(_RETRY_S)
-        return NotServedError(tenant, answer.decode() or "it did not answer in time")
+        return problem
+
+
+def _unserved(message: str) -> Unserved:
+    return Unserved(NotServedError.code, message)
 
 
 def _result(reply: Reply) -> Ok:

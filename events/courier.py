@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import msgspec
 
 from events.bus import ACTIVATE, Bus, NoOneListensError, ask_subject
-from events.envelope import Batch, Reply, decode_replies, encode
-from events.errors import BusUnavailableError, NotServedError, PlatformError
+from events.envelope import Batch, Refused, Reply, decode_replies, decode_reply, encode
+from events.errors import BusUnavailableError, NotServedError, OverloadedError, PlatformError
+from events.unserved import decode_unserved
 
 _ACTIVATION_TIMEOUT_S = 9.0
 _LOOK_EVERY_S = 1.0
@@ -71,7 +72,7 @@ class Courier:
     async def _lost(self, tenant: str) -> str:
         """Mailboxes answer in turn: where something sent later is answered, what was sent before it never will be."""
         try:
-            await self._bus.request(ask_subject(tenant), b"", _LOOK_EVERY_S)
+            answer = decode_reply(await self._bus.request(ask_subject(tenant), b"", _LOOK_EVERY_S))
         except NoOneListensError:
             return "its owner ended before it answered"
         except TimeoutError:
@@ -79,6 +80,8 @@ class Courier:
             return ""
         except BusUnavailableError:
             return ""
+        if isinstance(answer, Refused) and answer.code == OverloadedError.code:
+            return ""  # its mailbox is full: this never stood in line
         return "its owner ended before it answered, and another one serves it now"
 
     async def _report(self, tenant: str) -> None:
@@ -91,8 +94,8 @@ class Courier:
             answer = await self._bus.request(ACTIVATE, tenant.encode(), _ACTIVATION_TIMEOUT_S)
         except (NoOneListensError, TimeoutError) as error:
             raise NotServedError(tenant, "nobody could activate it") from error
-        if answer:
-            raise NotServedError(tenant, answer.decode(errors="replace"))
+        if problem := decode_unserved(answer):
+            raise NotServedError(tenant, problem.message)
 
 
 def _replies(tenant: str, count: int, data: bytes) -> list[Reply]:

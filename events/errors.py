@@ -200,12 +200,23 @@ class NotServedError(TransientError):
 
     code = "tenant_unavailable"
 
-    def __init__(self, tenant: str, reason: str) -> None:
-        super().__init__(tenant, reason)
-        self.tenant, self.reason = tenant, reason
+    def __init__(self, tenant: str, reason: str, retry_after_s: float | None = None) -> None:
+        super().__init__(tenant, reason, retry_after_s)
+        self.tenant, self.reason, self.retry_after_s = tenant, reason, retry_after_s
 
     def __str__(self) -> str:
         return f"tenant {self.tenant!r} has no running actor: {self.reason}"
+
+
+class UnservableError(NotServedError):
+    """No actor may own the tenant before a person has looked: to try later changes nothing."""
+
+    code = "tenant_unservable"
+    retryable = False
+
+    def __init__(self, tenant: str, reason: str) -> None:
+        super().__init__(tenant, reason)
+        self.args = (tenant, reason)
 
 
 class TenantCrashedError(TransientError):

@@ -1,9 +1,10 @@
-#!lua name=tenantry_v2
+#!lua name=tenantry_v3
 -- The event store's functions. Lua in Valkey is atomic but has no rollback: every check comes before the first write,
 -- and the writes that follow can't fail on what was checked. Errors are "CODE detail"; valkey_store.py maps the codes.
 -- A changed function gets a new library name, so that old and new writers never share one. Libraries of several releases
--- lie side by side: a writer of the release before goes on with tenantry_v1 (an entry per event, fields e and h) while
--- this one is loaded, and what it wrote is read here; it can't read what is written here, fails on it, and writes nothing.
+-- lie side by side: a writer of the release before goes on with tenantry_v2, which lacks set_timer and else is the same.
+-- One of the first release goes on with tenantry_v1 (an entry per event, fields e and h), and what it wrote is read here;
+-- it can't read what is written here, fails on it, and writes nothing.
 
 local function fail(code, detail) return redis.error_reply(code .. ' ' .. detail) end
 
@@ -165,12 +166,27 @@ local function append(keys, args)
   return {1, position + 1, last}
 end
 
+-- Of functions that take meta and timers.
+local function has_wrong_keys(keys, tenant)
+  local tag = string.match(keys[1], '^({s%d%d%d}):meta:')
+  return not tag or keys[1] ~= tag .. ':meta:' .. tenant or keys[2] ~= tag .. ':timers'
+end
+
+-- KEYS meta timers; ARGV tenant, epoch, next timer us (0: none)
+local function set_timer(keys, args)
+  if has_wrong_keys(keys, args[1]) then return fail('WRONGKEY', keys[1]) end
+  if (redis.call('HGET', keys[1], 'epoch') or '0') ~= args[2] then return 0 end
+  if args[3] == '0' then
+    redis.call('ZREM', keys[2], args[1])
+  else
+    redis.call('ZADD', keys[2], args[3], args[1])
+  end
+  return 1
+end
+
 -- KEYS meta timers; ARGV tenant, epoch, reason
 local function halt(keys, args)
-  local tag = string.match(keys[1], '^({s%d%d%d}):meta:')
-  if not tag or keys[1] ~= tag .. ':meta:' .. args[1] or keys[2] ~= tag .. ':timers' then
-    return fail('WRONGKEY', keys[1])
-  end
+  if has_wrong_keys(keys, args[1]) then return fail('WRONGKEY', keys[1]) end
   if redis.call('HGET', keys[1], 'epoch') ~= args[2] then return 0 end
   redis.call('HSET', keys[1], 'status', 'halted', 'halted_because', args[3])
   redis.call('ZREM', keys[2], args[1])
@@ -208,7 +224,8 @@ local function trim(keys, args)
   return dropped
 end
 
-redis.register_function('tenantry_v2_halt', halt)
-redis.register_function('tenantry_v2_trim', trim)
-redis.register_function('tenantry_v2_append', append)
-redis.register_function('tenantry_v2_claim', claim)
+redis.register_function('tenantry_v3_halt', halt)
+redis.register_function('tenantry_v3_set_timer', set_timer)
+redis.register_function('tenantry_v3_trim', trim)
+redis.register_function('tenantry_v3_append', append)
+redis.register_function('tenantry_v3_claim', claim)

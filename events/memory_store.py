@@ -199,7 +199,10 @@ class MemoryEventStore:
     async def due(self, now_us: int, passed_over: Collection[str] = ()) -> list[str]:
         return [tenant for tenant, due_us in self._timers.items() if due_us <= now_us and tenant not in passed_over]
 
-    async def set_timer(self, tenant: str, timer_us: int) -> None:
+    async def set_timer(self, tenant: str, epoch: int, timer_us: int) -> None:
+        head = self._heads.get(tenant)
+        if (head.epoch if head else 0) != epoch:
+            return
         if timer_us:
             self._timers[tenant] = timer_us
         else:
@@ -208,12 +211,13 @@ class MemoryEventStore:
     async def halt(self, tenant: str, epoch: int, reason: str) -> None:
         head = self._heads.get(tenant)
         if head is not None and head.epoch == epoch:
-            self._heads[tenant] = msgspec.structs.replace(head, status="halted")
+            self._heads[tenant] = msgspec.structs.replace(head, status="halted", halted_because=reason)
             self._timers.pop(tenant, None)
 
     async def resume(self, tenant: str) -> None:
         if self._heads[tenant].status != "erased":
-            self._heads[tenant] = msgspec.structs.replace(self._heads[tenant], status="active")
+            self._heads[tenant] = msgspec.structs.replace(self._heads[tenant], status="active", halted_because="")
+            self._timers[tenant] = 1
 
     async def erase(self, tenant: str) -> None:
         self._heads[tenant] = msgspec.structs.replace(self._heads[tenant], status="erased")

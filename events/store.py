@@ -28,13 +28,16 @@ TenantStatus = Literal["active", "halted", "erased"]
 
 
 class Head(msgspec.Struct, frozen=True):
-    """Where a log ends, and what the store knows of its tenant without reading it."""
+    """Where a log ends, and what the store knows of its tenant without reading it. ``halted_because``: see
+    ``EventStore.halt``; not filled in by ``claim``.
+    """
 
     epoch: int
     position: int
     hash: bytes
     status: TenantStatus = "active"
     placement: Placement = "pool"
+    halted_because: str = ""
 
 
 class CommandResult(msgspec.Struct, frozen=True):
@@ -190,8 +193,10 @@ class EventStore(Protocol):
         """
         ...
 
-    async def set_timer(self, tenant: str, timer_us: int) -> None:
-        """Correct a tenant's timer outside of an append (0: none). Not conditional: a timer too many wakes for nothing."""
+    async def set_timer(self, tenant: str, epoch: int, timer_us: int) -> None:
+        """Correct a tenant's timer outside of an append (0: none). No effect for an older epoch: its successor's timer is
+        not its to clear.
+        """
         ...
 
     async def halt(self, tenant: str, epoch: int, reason: str) -> None:
@@ -199,7 +204,9 @@ class EventStore(Protocol):
         ...
 
     async def resume(self, tenant: str) -> None:
-        """Open a halted log again. An erased one stays closed."""
+        """Open a halted log again; its timer, which the halt dropped, is due at once, and whoever is woken by it corrects
+        it. An erased one stays closed.
+        """
         ...
 
     async def erase(self, tenant: str) -> None:

@@ -29,6 +29,7 @@ from events.errors import (
 from events.valkey_link import Address, Link
 
 # Valkey's own states in which it answers but can't serve; the same command may work later.
+FUNCTION_MISSING = "Function not found"  # in what the server says of a library that it does not have
 _TRANSIENT_CODES = ("OOM", "MISCONF", "LOADING", "BUSY", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
 
 
@@ -150,6 +151,6 @@ def translate(error: Exception, tenant: str, epoch: int) -> Exception:
             return IntegrityError(f"tenant {tenant!r}: {error}")
     if "ID specified in XADD" in str(error):  # the stream's own guard, and the append's first write
         return IntegrityError(f"the log of tenant {tenant!r} is ahead of what the store knows of it: {error}")
-    if code in _TRANSIENT_CODES or "Function not found" in str(error):
+    if code in _TRANSIENT_CODES or FUNCTION_MISSING in str(error):
         return StoreUnavailableError(f"{code}: {error}")
     return error

@@ -27,6 +27,7 @@ from events.codec import GENESIS, Entry, StoredEvent, decode_record
 from events.errors import (
     FencedError,
     IntegrityError,
+    PlatformError,
     StoreMismatchError,
 )
 from events.failpoints import failpoint
@@ -49,10 +50,18 @@ from events.store import (
     check_caps,
 )
 from events.tasks import cancellable
-from events.valkey_client import Client, execute, load_library, not_swallowing, open_link, translate
+from events.valkey_client import (
+    FUNCTION_MISSING,
+    Client,
+    execute,
+    load_library,
+    not_swallowing,
+    open_link,
+    translate,
+)
 from events.valkey_link import Command, Link
 
-LIBRARY = "tenantry_v2"
+LIBRARY = "tenantry_v3"
 IDENTITY_KEY = "tenantry:store"
 _CHUNK = 128  # events per field of a stream's index, as in library.lua
 _POSITION_BYTES = 5
@@ -61,6 +70,7 @@ _ENTRY_EVENTS_MAX, _ENTRY_BYTES_MAX = 32, 16 * 1024
 _NEIGHBOUR_GAP = 8  # positions of a stream this close are read as one range
 _CLUSTER_POLL_S = 0.05
 _DUE_AT_ONCE = 100  # per slice and look
+_DUE_SINCE_EVER = 1  # us; 0 would mean no timer
 _encode = msgspec.msgpack.Encoder().encode
 _decode_snapshot = msgspec.msgpack.Decoder(Snapshot).decode
 _decode_entry = msgspec.msgpack.Decoder(list[bytes]).decode
@@ -116,7 +126,7 @@ class ValkeyEventStore:
     async def claim(self, tenant: str) -> Head:
         key = f"{slice_tag(slice_of(tenant))}:meta:{tenant}"
         epoch, position, head, status, placement = await self._one(
-            self._calls, tenant, "FCALL", "tenantry_v2_claim", 1, key, tenant
+            self._calls, tenant, "FCALL", "tenantry_v3_claim", 1, key, tenant
         )
         return Head(epoch, position, head or GENESIS, _status(status), _placement(placement))
 
@@ -153,9 +163,7 @@ class ValkeyEventStore:
         for (index, _), answer in zip(calls, answers, strict=True):
             request = requests[index]
             if isinstance(answer, Exception):
-                outcomes[index] = translate(answer, request.tenant, request.epoch)
-                if "Function not found" in str(answer):
-                    await self.open()  # somebody flushed the functions; the writer repeats its append
+                outcomes[index] = await self._error(answer, request.tenant, request.epoch)
             elif answer[0] == 1:
                 outcomes[index] = Appended(answer[1], answer[2])
             else:
@@ -190,12 +198,13 @@ class ValkeyEventStore:
 
     async def head(self, tenant: str) -> Head | None:
         key = f"{slice_tag(slice_of(tenant))}:meta:{tenant}"
-        epoch, position, head, status, placement = await self._one(
-            self._calls, tenant, "HMGET", key, "epoch", "position", "head", "status", "placement"
+        epoch, position, head, status, placement, why = await self._one(
+            self._calls, tenant, "HMGET", key, "epoch", "position", "head", "status", "placement", "halted_because"
         )
         if position is None:
             return None
-        return Head(int(epoch), int(position), head, _status(status), _placement(placement))
+        reason = why.decode() if why is not None and status == b"halted" else ""
+        return Head(int(epoch), int(position), head, _status(status), _placement(placement), reason)
 
     async def read(self, tenant: str, after_position: int, limit: int = 500) -> list[StoredEvent]:
         if self._archive is not None and (following := self._archive.read_on(tenant, after_position, limit)):
@@ -264,7 +273,7 @@ class ValkeyEventStore:
     async def trim(self, tenant: str, through_position: int) -> None:
         tag = slice_tag(slice_of(tenant))
         keys = [f"{tag}:{kind}:{tenant}" for kind in ("log", "meta", "streams")]
-        await self._call(tenant, "FCALL", "tenantry_v2_trim", 3, *keys, tenant, through_position)
+        await self._call(tenant, "FCALL", "tenantry_v3_trim", 3, *keys, tenant, through_position)
         cursor = 0
         while True:
             cursor, index = await self._call(tenant, "HSCAN", keys[2], cursor, "COUNT", 500)
@@ -274,7 +283,7 @@ class ValkeyEventStore:
                 if b"#" in field and int.from_bytes(value[-_POSITION_BYTES:], "big") <= through_position
             ]
             if old:  # the function looks again: the stream may have grown meanwhile
-                await self._call(tenant, "FCALL", "tenantry_v2_trim", 3, *keys, tenant, through_position, *old)
+                await self._call(tenant, "FCALL", "tenantry_v3_trim", 3, *keys, tenant, through_position, *old)
             if int(cursor) == 0:
                 return
 
@@ -359,22 +368,21 @@ class ValkeyEventStore:
             found += [tenant.decode() for tenant in answer]
         return [tenant for tenant in found if tenant not in passed_over]
 
-    async def set_timer(self, tenant: str, timer_us: int) -> None:
-        key = f"{slice_tag(slice_of(tenant))}:timers"
-        if timer_us:
-            await self._call(tenant, "ZADD", key, timer_us, tenant)
-        else:
-            await self._call(tenant, "ZREM", key, tenant)
+    async def set_timer(self, tenant: str, epoch: int, timer_us: int) -> None:
+        tag = slice_tag(slice_of(tenant))
+        keys = (f"{tag}:meta:{tenant}", f"{tag}:timers")
+        await self._call(tenant, "FCALL", "tenantry_v3_set_timer", 2, *keys, tenant, epoch, timer_us)
 
     async def halt(self, tenant: str, epoch: int, reason: str) -> None:
         tag = slice_tag(slice_of(tenant))
         keys = (f"{tag}:meta:{tenant}", f"{tag}:timers")
-        await self._call(tenant, "FCALL", "tenantry_v2_halt", 2, *keys, tenant, epoch, reason)
+        await self._call(tenant, "FCALL", "tenantry_v3_halt", 2, *keys, tenant, epoch, reason)
 
     async def resume(self, tenant: str) -> None:
         key = f"{slice_tag(slice_of(tenant))}:meta:{tenant}"
         if await self._call(tenant, "HGET", key, "status") != b"erased":
             await self._call(tenant, "HSET", key, "status", "active", "halted_because", "")
+            await self._call(tenant, "ZADD", f"{slice_tag(slice_of(tenant))}:timers", _DUE_SINCE_EVER, tenant)
 
     async def erase(self, tenant: str) -> None:
         tag = slice_tag(slice_of(tenant))
@@ -403,14 +411,26 @@ class ValkeyEventStore:
         """One call over a bare connection, where there is one."""
         (answer,) = await self._send([args], link)
         if isinstance(answer, Exception):
-            raise translate(answer, tenant, 0) from answer
+            raise await self._error(answer, tenant) from answer
         return answer
 
     async def _call(self, tenant: str, *args: Any) -> Any:
+        """One call by redis-py, ten times as slow: for what is rare, or whose reply is a map."""
         try:
             return await execute(self._client, *args)
         except (RedisError, OSError) as error:
-            raise translate(error, tenant, 0) from error
+            raise await self._error(error, tenant) from error
+
+    async def _error(self, error: Exception, tenant: str, epoch: int = 0) -> Exception:
+        """The platform's error for the server's. Where somebody has flushed the functions, or a server came back without
+        them, they are loaded again: who is told that the store is unavailable repeats the call, and it works.
+        """
+        if FUNCTION_MISSING in str(error):
+            try:
+                await self.open()
+            except PlatformError as failure:
+                return failure
+        return translate(error, tenant, epoch)
 
 
 @lru_cache(maxsize=SLICE_COUNT)
@@ -430,7 +450,7 @@ def _append_keys(tenant: str) -> tuple[str, ...]:
 def _append_args(request: Append) -> list[Any]:
     entries, streams = _log_entries(request.entries), _positions(request)
     args: list[Any] = [
-        "FCALL", "tenantry_v2_append", 7, *_append_keys(request.tenant),
+        "FCALL", "tenantry_v3_append", 7, *_append_keys(request.tenant),
         request.epoch, request.expected_position, request.previous_hash, request.entries[-1].hash,
         REPLY_TTL_S * 1000, request.status, request.placement,
         "" if request.next_timer_us is None else request.next_timer_us,

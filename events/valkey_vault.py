@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from redis.exceptions import RedisError
 
-from events.valkey_client import Client, execute, load_library, translate
+from events.valkey_client import FUNCTION_MISSING, Client, execute, load_library, translate
 from events.vault import DestroyedKey, KeyRecord, Witnessed, WrappedKey
 
 LIBRARY = "tenantry_vault_v1"
@@ -87,7 +87,7 @@ class ValkeyVault:
         try:
             return await execute(self._client, *args)
         except (RedisError, OSError) as error:
-            if "Function not found" in str(error):
+            if FUNCTION_MISSING in str(error):
                 await self.open()
             raise translate(error, "", 0) from error
 

@@ -17,7 +17,7 @@ from events.keys import Keys
 from events.sealing import WITHOUT_KEY, Cipher, looks_sealed, open_bytes, seal_bytes
 from events.slices import slice_of
 from events.store import TAIL_POINTERS_MAX, EventStore
-from events.valkey_client import Client, execute, load_library, open_link, translate
+from events.valkey_client import FUNCTION_MISSING, Client, execute, load_library, open_link, translate
 from projections.model import (
     Add,
     Projection,
@@ -230,7 +230,7 @@ class ReadModels:
             if str(error).startswith("CHECKPOINT"):
                 raise CheckpointMovedError(f"another runner was here: {error}") from error
             translated = translate(error, "", 0)
-            if "Function not found" in str(error):
+            if FUNCTION_MISSING in str(error):
                 await self.open()
             raise translated from error
 

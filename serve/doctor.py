@@ -100,18 +100,27 @@ async def _compensations(services: Services) -> tuple[bool, str]:
 
 
 async def _logs(services: Services) -> tuple[bool, str]:
-    lost = []
+    lost, halted = [], []
     witnessed = await services.vault.all_witnessed()
     for tenant, seen in witnessed.items():
         head = await services.store.head(tenant)
         found = head.position if head else 0
         if found < seen.position:
             lost.append(f"{tenant} ({seen.position} acknowledged, {found} there)")
+        elif head is not None and head.status == "halted":
+            halted.append(f"{tenant} ({head.halted_because or 'no reason was kept'})")
+    findings = []
     if lost:
-        return (
-            False,
-            f"LOG REWOUND, these tenants are or will be halted: {', '.join(lost[:20])}; `tenantry verify` says more",
+        findings.append(
+            f"LOG REWOUND, these tenants are or will be halted: {', '.join(lost[:20])}; `tenantry verify` says more"
         )
+    if halted:
+        findings.append(
+            f"halted, nothing is served of these tenants: {', '.join(halted[:20])}; mend that, then `tenantry tenant "
+            "resume TENANT`, which verifies the log first"
+        )
+    if findings:
+        return False, "; ".join(findings)
     return True, f"{len(witnessed)} logs hold all that was acknowledged"
 
 

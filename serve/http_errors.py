@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from actors.tools.errors import RequestRefusedError, ToolError, ToolRefusedError
-from events.errors import BusUnavailableError, PlatformError, StoreUnavailableError, TransientError
+from events.errors import BusUnavailableError, PlatformError, StoreUnavailableError, TransientError, UnservableError
 
 if TYPE_CHECKING:
     from fastapi.exceptions import RequestValidationError  # runners know these errors, and serve nothing
@@ -78,7 +78,8 @@ def as_http_error(error: PlatformError) -> HttpError:
     default = 503 if isinstance(error, TransientError) else 500
     status = _STATUS.get(error.code, default)
     retry_after_s = getattr(error, "retry_after_s", None)
-    if retry_after_s is None and status in (429, 503):
+    is_final = isinstance(error, UnservableError)
+    if retry_after_s is None and status in (429, 503) and not is_final:
         retry_after_s = _RETRY_AFTER_DEFAULT_S
     message = str(error)
     if isinstance(error, StoreUnavailableError | BusUnavailableError):  # the text names hosts and ports
@@ -90,7 +91,7 @@ def as_http_error(error: PlatformError) -> HttpError:
         error.code,
         message,
         retry_after_s=retry_after_s,
-        should_retry=False if status in (402, 504) else None,
+        should_retry=False if status in (402, 504) or is_final else None,
     )
 
 

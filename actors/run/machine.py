@@ -384,8 +384,11 @@ class _Turn:
             waits = step.status == "retrying" and not step.may_have_happened
             if waits or step.status == "queued" or order.kind in ("signal", "timer"):
                 self.emit(StepSkipped(run_id, name))
-            elif order.kind == "child" and (child := child_id(run_id, name)) in self.runs.open:
-                self.cancel(child, "its parent run was cancelled or has failed")
+            elif order.kind == "child":
+                if (child := child_id(run_id, name)) in self.runs.open:
+                    self.cancel(child, "its parent run was cancelled or has failed")
+                else:  # it was about to begin
+                    self.emit(StepSkipped(run_id, name))
 
     def _go_back(self, run: Run, program: Program) -> None:
         assert run.failing is not None
@@ -432,15 +435,24 @@ class _Turn:
             self.emit(StepSkipped(run_id, name))
         for begin in plan.start:
             self._start_step(run_id, begin)
+        # Only now: a child may end as it begins, and what that leads to for this run is decided on all of its steps.
+        for begin in plan.start:
+            if begin.order.kind == "child" and self._waits_for_child(run_id, begin.order.step):
+                self._start_child(run_id, begin)
 
     def _start_step(self, run_id: str, begin: Begin) -> None:
         order = begin.order
         if order.kind in WORK_KINDS and not order.undoes and not self.runs.has_room(order.target):
             self.emit(StepQueued(run_id, order, begin.args))
-            return
-        self._schedule(run_id, begin, 1)
-        if order.kind == "child":
-            self._start_child(run_id, begin)
+        else:
+            self._schedule(run_id, begin, 1)
+
+    def _waits_for_child(self, run_id: str, name: str) -> bool:
+        """Not where a child that began before it has ended the run already, or made it fail."""
+        run = self.runs.open.get(run_id)
+        return (
+            run is not None and run.steps[name].status == "scheduled" and child_id(run_id, name) not in self.runs.open
+        )
 
     def _schedule(self, run_id: str, begin: Begin, attempt: int) -> None:
         self.emit(StepScheduled(run_id, begin.order, begin.args, attempt, self.now_us))

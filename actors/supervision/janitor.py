@@ -33,6 +33,8 @@ class Janitor:
                 await self.sweep()
             except (PlatformError, RayError) as error:
                 log.warning("janitor.sweep_failed: %s", error)
+            except Exception:  # a defect: the next sweep may go well
+                log.exception("janitor.sweep_failed")
             await asyncio.sleep(_AGAIN_S if self._suspects else PERIOD_S)  # the janitor's own beat
 
     async def sweep(self) -> list[str]:

@@ -193,7 +193,10 @@ class Moves:
         await asyncio.gather(*(self._settle(actor) for actor in pooled if actor.home not in self._moving))
 
     async def _settle(self, actor: ActorName) -> None:
-        if self._shards.homes.is_wanted(actor, actor.serves) and not await self._shards.leaving(str(actor)):
+        try:
+            if self._shards.homes.is_wanted(actor, actor.serves) and not await self._shards.leaving(str(actor)):
+                return
+        except ValueError:  # it has ended meanwhile
             return
         if actor.home not in self._moving:  # by now
             await asyncio.shield(self._begin(actor.home, "", self._leave(actor)).task)
@@ -206,6 +209,8 @@ class Moves:
                 await self.settle()
             except (PlatformError, RayError, RuntimeError) as error:
                 log.warning("supervisor.settling_postponed: %s", error)
+            except Exception:  # a defect must not keep later changes of scale from being carried out
+                log.exception("supervisor.settling_failed")
             try:
                 async with asyncio.timeout(_SETTLE_PERIOD_S):
                     await self._scaled.wait()
@@ -220,6 +225,8 @@ class Moves:
                     await self._leave_nodes(leaving)
             except (PlatformError, RayError, RuntimeError) as error:
                 log.warning("supervisor.drain_postponed: %s", error)
+            except Exception:  # likewise
+                log.exception("supervisor.drain_failed")
             await asyncio.sleep(_LOOK_PERIOD_S)  # the beat of it: Ray tells nobody that a node is to be left
 
     async def _leave_nodes(self, leaving: set[str]) -> None:

@@ -22,10 +22,18 @@ from actors.supervision.wardens import Warden
 from events.ask import Asker
 from events.bus import ACTIVATE, PREPARE, VACANT, Subscription, unsubscribe
 from events.clock import SystemClock
-from events.errors import FencedError, IntegrityError, PlatformError
+from events.errors import (
+    FencedError,
+    IntegrityError,
+    InvalidCommandError,
+    NotServedError,
+    PlatformError,
+    TenantErasedError,
+)
 from events.failpoints import failpoint
 from events.process import NAMESPACE, Connect, Connections, detached_actor, end_process
 from events.slices import is_tenant_id
+from events.unserved import Unserved, encode_unserved
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +53,7 @@ class RootSupervisor:
         self._connect = connect
         self._shards = ShardActors(connect, limits, Homes(pool_shards))
         self._subscriptions: list[Subscription] = []
-        self._activating: dict[str, asyncio.Task[str]] = {}
+        self._activating: dict[str, asyncio.Task[Unserved | None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._connections: Connections | None = None
         self._starting = asyncio.create_task(self._start())
@@ -76,6 +84,7 @@ class RootSupervisor:
 
     async def renew(self, names: Sequence[str]) -> None:
         """See ``Moves.renew``."""
+        await asyncio.shield(self._starting)
         await self._moves.renew(names)
 
     async def _learn(self, cluster: Cluster) -> None:
@@ -100,6 +109,7 @@ class RootSupervisor:
 
     async def close(self) -> None:
         """Activate nobody any more, and have every tenant actor finish what it accepted and snapshot."""
+        await asyncio.shield(self._starting)  # Ray may have restarted it a moment ago
         await asyncio.gather(*(unsubscribe(subscription) for subscription in self._subscriptions))
         self._warden.close()
         await self._shards.close()
@@ -124,24 +134,27 @@ class RootSupervisor:
         except PlatformError as error:  # who asked can look at what became of it
             log.warning("supervisor.answer_lost order: %s", error)
 
-    async def _answer(self, do: Callable[[str], Awaitable[str]], tenant: str, reply_to: str) -> None:
+    async def _answer(self, do: Callable[[str], Awaitable[Unserved | None]], tenant: str, reply_to: str) -> None:
         """An empty answer: it is done. Otherwise the answer says why not."""
         assert self._connections is not None
-        problem = await do(tenant) if is_tenant_id(tenant) else f"{tenant[:80]!r} is not a tenant id"
+        if is_tenant_id(tenant):
+            problem = await do(tenant)
+        else:
+            problem = Unserved(InvalidCommandError.code, f"{tenant[:80]!r} is not a tenant id", is_final=True)
         try:
-            self._connections.bus.publish(reply_to, problem.encode())
+            self._connections.bus.publish(reply_to, encode_unserved(problem))
         except PlatformError as error:  # who asked will ask again
             log.warning("supervisor.answer_lost tenant=%s: %s", tenant, error)
 
-    async def activate(self, tenant: str) -> str:
-        """One activation at a time per tenant, however many ask for it. Returns "" or the reason it failed."""
+    async def activate(self, tenant: str) -> Unserved | None:
+        """One activation at a time per tenant, however many ask for it. Returns None, or why it failed."""
         if tenant not in self._activating:
             task = asyncio.create_task(self._activate(tenant))
             self._activating[tenant] = task
             task.add_done_callback(lambda _: self._activating.pop(tenant, None))
         return await asyncio.shield(self._activating[tenant])
 
-    async def _activate(self, tenant: str) -> str:
+    async def _activate(self, tenant: str) -> Unserved | None:
         assert self._connections is not None
         ends = asyncio.get_running_loop().time() + _HOST_ATTEMPTS_S
         problem, epoch = "", -1
@@ -156,12 +169,15 @@ class RootSupervisor:
                 failpoint("supervisor.before_host")
                 host = self._shards.host_alone if self._warden.is_suspect(tenant) else self._shards.host
                 await host(tenant, head.placement if head else "pool")
-                return ""
+                return None
             except FencedError as error:  # two activations met; the next try settles it
                 problem, detail = error.code, str(error)
+            except TenantErasedError as error:
+                return Unserved(error.code, str(error), is_final=True)
             except IntegrityError as error:  # trying again would not mend it
                 log.exception("supervisor.tenant_unservable tenant=%s", tenant)
-                return error.code
+                message = f"an operator has to look first ({error.code}): `tenantry doctor` says more"
+                return Unserved(error.code, message, is_final=True)
             except PlatformError as error:
                 problem = error.code  # the caller is told no more than that: the text may name hosts and files
                 detail = str(error)
@@ -176,7 +192,7 @@ class RootSupervisor:
                     epoch = -1
             log.warning("supervisor.activation_retried tenant=%s: %s", tenant, detail)
             await asyncio.sleep(_RETRY_S)  # back-off; Ray has nothing to await that says "restarted"
-        return problem
+        return Unserved(NotServedError.code, problem)
 
     async def _was_claimed(self, tenant: str, before: int) -> bool:
         """Whether an activation had begun, after epoch ``before``, when its process died: only then may it be the reason. A process that is
@@ -194,18 +210,18 @@ class RootSupervisor:
         (epoch,) = await self._connections.store.epochs([tenant])
         return epoch or 0
 
-    async def _prepare(self, tenant: str) -> str:
-        """Start the actor that the tenant is about to move to. Returns "" or the reason it failed."""
+    async def _prepare(self, tenant: str) -> Unserved | None:
+        """Start the actor that the tenant is about to move to. Returns None, or why it failed."""
         assert self._connections is not None
         try:
             head = await self._connections.store.head(tenant)
             await self._shards.prepare(tenant, head.placement if head else "pool")
         except PlatformError as error:
-            return error.code
+            return Unserved(error.code, error.code)
         except RayError as error:
             log.warning("supervisor.prepare_failed tenant=%s: %s", tenant, error)
-            return "its actor could not be started"
-        return ""
+            return Unserved(NotServedError.code, "its actor could not be started")
+        return None
 
 
 def start_root_supervisor(connect: Connect, pool_shards: int, limits: Limits) -> Callable[[], None]:

@@ -185,8 +185,10 @@ class ShardActors:
             return
         try:
             handle: Any = ray.get_actor(name, namespace=NAMESPACE)
-            if await asyncio.wait_for(handle.retire.remote(), ANSWER_TIMEOUT_S) and not self._is_hosting(name):
-                ray.kill(handle)  # no restart: the next tenant of that name gets a new one
+            if await asyncio.wait_for(handle.retire.remote(), ANSWER_TIMEOUT_S):
+                # without a restart, and whoever is on the way to it by now: it hosts nobody any more, and is to be found
+                # under that name as long as it lives. The next call gets a new one.
+                ray.kill(handle)
                 log.info("supervisor.retired shard=%s", name)
         except (ValueError, RayError, TimeoutError) as error:  # ended already, being restarted, or stopped
             log.info("supervisor.retire_failed shard=%s: %s", name, error)

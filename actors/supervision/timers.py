@@ -46,6 +46,8 @@ class TimerScan:
                 await self.tick()
             except PlatformError as error:
                 log.warning("timers.unread: %s", error)
+            except Exception:  # a defect must not stop every timer there is
+                log.exception("timers.tick_failed")
 
     async def tick(self) -> Sequence[str]:
         """Start to wake who is due, as many as there is room for; returns their ids. Raises StoreUnavailableError."""
@@ -57,8 +59,8 @@ class TimerScan:
         chosen = self._in_turn(due)[:room]
         for tenant in chosen:
             self._waking[tenant] = asyncio.create_task(self._wake(tenant), name=f"wake-{tenant}")
-        for tenant in rested.difference(due):  # it is not due any more
-            self._resting.pop(tenant)
+        for tenant in rested.difference(due, passed_over):  # it is not due any more
+            self._resting.pop(tenant, None)  # a wake that ended meanwhile may have done so
         return chosen
 
     def _in_turn(self, due: Sequence[str]) -> Sequence[str]:

@@ -13,13 +13,15 @@ from actors.supervision.quarantine import Ward
 from events.ask import Asker
 from events.bus import CRASHED, RELEASED, Bus, Subscription
 from events.clock import Clock
-from events.errors import PlatformError
+from events.errors import PlatformError, TenantCrashedError
 from events.slices import SYSTEM_TENANT
 from events.system import DescribeSystem, QuarantineTenant
+from events.unserved import Unserved
 
 log = logging.getLogger(__name__)
 
 _RETRY_S = 0.5
+_RETRY_AFTER_MAX_S = 60.0  # an operator may end a quarantine at any time, and clients take no longer wait for an answer
 
 
 class Crash(msgspec.Struct, frozen=True, array_like=True):
@@ -49,16 +51,23 @@ class Warden:
         if self._remembering is not None:
             self._remembering.cancel()
 
-    async def admit(self, tenant: str, patience_s: float) -> str:
-        """Returns "" when the tenant may be activated, after its back-off; or why it may not be within ``patience_s``."""
+    async def admit(self, tenant: str, patience_s: float) -> Unserved | None:
+        """Returns None when the tenant may be activated, after its back-off; or why it may not be within ``patience_s``."""
         now_s = time.monotonic()
-        if reason := self._ward.reason(tenant, now_s):
-            return f"it is in quarantine, {reason}; `tenantry tenant release {tenant}` ends that"
         wait_s = self._ward.wait_s(tenant, now_s)
+        if self._ward.reason(tenant, now_s):
+            message = (
+                "it is in quarantine, its activation crashed again and again: `tenantry tenant quarantine` says why, "
+                f"`tenantry tenant release {tenant}` ends it"
+            )
+            return Unserved(
+                TenantCrashedError.code, message, is_final=True, retry_after_s=min(wait_s, _RETRY_AFTER_MAX_S)
+            )
         if wait_s > patience_s:
-            return f"its activation crashed: tried again in {wait_s:.1f} s"
+            message = f"its activation crashed: tried again in {wait_s:.1f} s"
+            return Unserved(TenantCrashedError.code, message, retry_after_s=wait_s)
         await asyncio.sleep(wait_s)  # the back-off itself
-        return ""
+        return None
 
     def is_suspect(self, tenant: str) -> bool:
         """Its next activation is one to be watched: see ``Ward.is_suspect``."""

@@ -357,14 +357,26 @@ class EventStoreContract(StoreContract):
         mark = uuid.uuid4().hex[:8]
         ours = [name for n in range(20_000) if slice_of(name := f"{mark}-{n}") == 17][:120]
         for order, name in enumerate(ours):
-            await store.set_timer(name, order + 1)
+            await store.set_timer(name, 0, order + 1)
         try:
             first = await store.due(NOW_US)
             rest = await store.due(NOW_US, first)  # of other tests, too
             assert [name for name in first + rest if name.startswith(mark)] == ours
         finally:
             for name in ours:
-                await store.set_timer(name, 0)
+                await store.set_timer(name, 0, 0)
+
+    async def test_only_the_owner_corrects_a_timer(self, store: EventStore, tenant: str) -> None:
+        """An owner that was overtaken finds nothing due; what is due is its successor's."""
+        stale, current = (await store.claim(tenant)).epoch, (await store.claim(tenant)).epoch
+        await store.append(append_request(tenant, epoch=current, next_timer_us=NOW_US))
+        await store.set_timer(tenant, stale, 0)
+        assert tenant in await store.due(NOW_US)
+        await store.set_timer(tenant, current, NOW_US + 1)
+        assert tenant not in await store.due(NOW_US)
+        assert tenant in await store.due(NOW_US + 1)
+        await store.set_timer(tenant, current, 0)
+        assert tenant not in await store.due(NOW_US + 1)
 
     @pytest.mark.timeout(900)
     async def test_interleaved_writers_of_two_epochs_leave_one_history(self, store: EventStore, tenant: str) -> None:
@@ -450,6 +462,8 @@ class EventStoreContract(StoreContract):
         await (store.halt(tenant, good.epoch, "looked odd") if status == "halted" else store.erase(tenant))
         before = await kept(store, tenant)
         assert (before.head and before.head.status, before.is_due) == (status, False)
+        assert before.head
+        assert before.head.halted_because == ("looked odd" if status == "halted" else "")
         with pytest.raises(TenantClosedError, match=status) as refused:
             await store.append(good)
         assert isinstance(refused.value, TenantErasedError) is (status == "erased")
@@ -462,6 +476,7 @@ class EventStoreContract(StoreContract):
         assert await kept(store, tenant) == before
         await store.halt(tenant, good.epoch, "looked odd")
         await store.resume(tenant)
+        assert await kept(store, tenant) == before
         assert await store.append(good) == Appended(4, 4)
 
     async def test_erasing_closes_the_log_for_ever_and_leaves_only_events(self, store: EventStore, tenant: str) -> None:

@@ -203,7 +203,7 @@ def machine(servers: Servers) -> type[RuleBasedStateMachine]:
         def resume(self) -> None:
             for store in self.stores:
                 self.run(store.resume(self.tenant))
-            self.model.status = "active"
+            self.model.status, self.model.timer_us = "active", 1
 
         @rule(names=st.lists(st.sampled_from("abcdefghi"), min_size=1, max_size=4, unique=True))
         def ask_for_replies(self, names: list[str]) -> None:
@@ -221,11 +221,12 @@ def machine(servers: Servers) -> type[RuleBasedStateMachine]:
                 newest_first = [self.model.snapshots[at] for at in sorted(self.model.snapshots, reverse=True)]
                 assert self.run(store.load_snapshots(self.tenant)) == newest_first
 
-        @rule(timer_us=st.sampled_from([0, NOW_US, NOW_US + 1]))
-        def set_timer(self, timer_us: int) -> None:
-            self.model.timer_us = timer_us
+        @rule(timer_us=st.sampled_from([0, NOW_US, NOW_US + 1]), epochs_back=st.sampled_from([0, 0, 1]))
+        def set_timer(self, timer_us: int, epochs_back: int) -> None:
+            if not epochs_back:
+                self.model.timer_us = timer_us
             for store in self.stores:
-                self.run(store.set_timer(self.tenant, timer_us))
+                self.run(store.set_timer(self.tenant, self.model.epoch - epochs_back, timer_us))
 
         @rule()
         def follow(self) -> None:

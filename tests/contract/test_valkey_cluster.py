@@ -79,11 +79,12 @@ async def test_all_keys_of_a_call_lie_in_one_slot(cluster_url: str, tenant: str)
     tag = slice_tag(slice_of(tenant))
     calls = [
         _append_args(append_request(tenant, epoch=1, events=40, commands=("a", "b"))),
-        ["FCALL", "tenantry_v2_claim", 1, f"{tag}:meta:{tenant}", tenant],
-        ["FCALL", "tenantry_v2_halt", 2, f"{tag}:meta:{tenant}", f"{tag}:timers", tenant, 1, "why"],
-        ["FCALL", "tenantry_v2_trim", 3, *(f"{tag}:{kind}:{tenant}" for kind in ("log", "meta", "streams")), tenant, 1],
+        ["FCALL", "tenantry_v3_claim", 1, f"{tag}:meta:{tenant}", tenant],
+        ["FCALL", "tenantry_v3_halt", 2, f"{tag}:meta:{tenant}", f"{tag}:timers", tenant, 1, "why"],
+        ["FCALL", "tenantry_v3_set_timer", 2, f"{tag}:meta:{tenant}", f"{tag}:timers", tenant, 1, 5],
+        ["FCALL", "tenantry_v3_trim", 3, *(f"{tag}:{kind}:{tenant}" for kind in ("log", "meta", "streams")), tenant, 1],
     ]
-    for call, count in zip(calls, (7, 1, 2, 3), strict=True):
+    for call, count in zip(calls, (7, 1, 2, 2, 3), strict=True):
         keys = await execute(node, "COMMAND", "GETKEYS", *call)
         assert len(keys) == count
         assert len({await execute(node, "CLUSTER", "KEYSLOT", key) for key in keys}) == 1

@@ -56,9 +56,9 @@ async def test_keys_of_another_slice_or_tenant_are_refused(valkey_store: ValkeyE
     for index in range(7):
         wrong = [key.replace("s001", "s002") if at == index else key for at, key in enumerate(keys)]
         with pytest.raises(ResponseError, match="WRONGKEY"):
-            await execute(client, "FCALL", "tenantry_v2_append", 7, *wrong, "a")
+            await execute(client, "FCALL", "tenantry_v3_append", 7, *wrong, "a")
     with pytest.raises(ResponseError, match="WRONGKEY"):
-        await execute(client, "FCALL", "tenantry_v2_append", 7, *keys, "b")
+        await execute(client, "FCALL", "tenantry_v3_append", 7, *keys, "b")
 
 
 def keys_of(tenant: str) -> dict[str, str]:
@@ -192,11 +192,13 @@ async def test_the_other_functions_check_before_they_write_too(
         ("claim", 1, log, tenant),
         ("halt", 2, meta, timers, "another", good.epoch, "why"),
         ("halt", 2, meta, keys["tenants"], tenant, good.epoch, "why"),
+        ("set_timer", 2, meta, timers, "another", good.epoch, 1),
+        ("set_timer", 2, meta, keys["tenants"], tenant, good.epoch, 1),
         ("trim", 3, log, meta, streams, "another", 1),
         ("trim", 3, log, meta, timers, tenant, 1),
     ):
         with pytest.raises(ResponseError, match="WRONGKEY"):
-            await execute(client, "FCALL", f"tenantry_v2_{call[0]}", *call[1:])
+            await execute(client, "FCALL", f"tenantry_v3_{call[0]}", *call[1:])
     with pytest.raises(WrongExpectedPositionError, match="is at 3, trimmed through 4"):
         await valkey_store.trim(tenant, 4)
     assert await stored_bytes(client, tenant) == before
@@ -234,12 +236,23 @@ async def test_an_entry_that_cannot_be_read_is_an_integrity_error(
 
 
 async def test_a_flushed_library_is_loaded_again(valkey_store: ValkeyEventStore, client: Redis, tenant: str) -> None:
-    """The append that finds it missing fails without effect, its repeat works."""
+    """The call that finds it missing fails without effect, its repeat works."""
+    await execute(client, "FUNCTION", "DELETE", "tenantry_v3")
+    with pytest.raises(StoreUnavailableError):
+        await valkey_store.claim(tenant)
     epoch = (await valkey_store.claim(tenant)).epoch
-    await execute(client, "FUNCTION", "DELETE", "tenantry_v2")
+    assert epoch == 1
+    await execute(client, "FUNCTION", "DELETE", "tenantry_v3")
     with pytest.raises(StoreUnavailableError):
         await valkey_store.append(append_request(tenant, epoch=epoch))
     assert await valkey_store.append(append_request(tenant, epoch=epoch)) == Appended(1, 1)
+    await execute(client, "FUNCTION", "DELETE", "tenantry_v3")
+    with pytest.raises(StoreUnavailableError):
+        await valkey_store.halt(tenant, epoch, "looked odd")
+    await valkey_store.halt(tenant, epoch, "looked odd")
+    head = await valkey_store.head(tenant)
+    assert head is not None
+    assert head.status == "halted"
 
 
 async def test_another_library_under_our_name_is_refused(client: Redis) -> None:

@@ -1,10 +1,13 @@
 """What an operator does over HTTP."""
 
+import asyncio
 from typing import Any
 
 import httpx
 import pytest
+from openai import APIStatusError
 
+from actors.shard import Shard
 from tests.kit.gateway import ASK, World
 
 
@@ -102,6 +105,27 @@ async def test_the_doctor_finds_everything_in_order_but_ray(world: World) -> Non
     assert found["read models"]["ok"] is True
     assert found["models"]["ok"] is True
     assert found["ray"]["ok"] is False
+
+
+async def test_a_halted_tenant_is_refused_at_once_and_the_doctor_says_why(world: World, shard: Shard) -> None:
+    """Its clients are not invited to repeat what only an operator can mend."""
+    head = await world.store.head(world.tenant)
+    assert head is not None
+    await shard.release(world.tenant)
+    await world.store.halt(world.tenant, head.epoch, "looked odd")
+    with pytest.raises(APIStatusError) as refused:
+        async with asyncio.timeout(5), world.client() as client:  # half of what an ask may take
+            await client.chat.completions.create(model="small", messages=[{"role": "user", "content": "Hi"}])
+    assert (refused.value.status_code, refused.value.code) == (503, "tenant_unservable")
+    assert refused.value.response.headers["x-should-retry"] == "false"
+    assert "retry-after" not in refused.value.response.headers
+    found = {finding["name"]: finding for finding in (await world.admin.get("/doctor")).json()["findings"]}
+    assert found["logs"]["ok"] is False
+    assert f"{world.tenant} (looked odd)" in found["logs"]["detail"]
+    resumed = await world.admin.post(f"/tenants/{world.tenant}/resume")
+    assert resumed.status_code == 200, resumed.text
+    found = {finding["name"]: finding for finding in (await world.admin.get("/doctor")).json()["findings"]}
+    assert found["logs"]["ok"] is True, found["logs"]
 
 
 async def test_a_tenant_is_shown_as_it_was_at_any_past_position(world: World) -> None:

@@ -10,9 +10,10 @@ from actors.supervision.cluster import Cluster
 from actors.supervision.moves import Moves
 from actors.supervision.placement import PLACEMENT
 from actors.supervision.shards import ShardActors
-from events.bus import ACTIVATE, Bus
-from events.errors import PlatformError
+from events.bus import ACTIVATE, PREPARE, Bus
+from events.errors import FencedError, IntegrityError, PlatformError
 from events.store import EventStore
+from events.unserved import Unserved, encode_unserved
 from tests.kit.cluster import FakeCluster
 
 
@@ -39,16 +40,20 @@ async def activating(
         try:
             await (await home(tenant)).host(tenant)
         except PlatformError as error:
-            bus.publish(reply_to, error.code.encode())
+            is_final = isinstance(error, IntegrityError) and not isinstance(error, FencedError)
+            bus.publish(reply_to, encode_unserved(Unserved(error.code, str(error), is_final=is_final)))
         else:
-            bus.publish(reply_to, b"")
+            bus.publish(reply_to, encode_unserved(None))
 
     def on_activate(data: bytes, reply_to: str) -> None:
         task = asyncio.create_task(activate(data.decode(), reply_to))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    subscriptions = [await bus.subscribe(ACTIVATE, on_activate)]
+    def on_prepare(_data: bytes, reply_to: str) -> None:
+        bus.publish(reply_to, encode_unserved(None))  # both are there
+
+    subscriptions = [await bus.subscribe(ACTIVATE, on_activate), await bus.subscribe(PREPARE, on_prepare)]
     if cluster is not None and store is not None:
         moves = Moves(store, cast("ShardActors", cluster), cast("Cluster", cluster))
 

@@ -22,6 +22,7 @@ from events.errors import (
     OverloadedError,
     PlatformError,
     StoreUnavailableError,
+    UnservableError,
 )
 from serve.http_errors import HttpError, as_http_error, error_headers
 from serve.kept import NoRoomError
@@ -43,6 +44,8 @@ def tool(kind: type[ToolError], code: str | None = None, retry_after_s: float | 
         (CommandIdReusedError("k"), 422, False),
         (StoreUnavailableError("away"), 503, True),
         (NotServedError("acme", "moving"), 503, True),
+        (NotServedError("acme", "in quarantine", 42.0), 503, True),
+        (UnservableError("acme", "halted"), 503, False),
         (OutcomeUnknownError("acme", "c1"), 504, False),
         (BreakerOpenError("m", "open", 2.0), 503, True),
         (BulkheadFullError("m", "full", 1.0), 503, True),

@@ -1,6 +1,7 @@
 """Who is woken when, with a store in memory and tenants that answer or don't."""
 
 import asyncio
+from collections.abc import Collection
 from typing import Any, cast
 
 import pytest
@@ -31,7 +32,7 @@ class Tenants:
             await asyncio.Event().wait()
         if tenant in self.unservable:
             raise NotServedError(tenant, "told to fail")
-        await self._store.set_timer(tenant, 0)
+        await self._store.set_timer(tenant, 0, 0)
 
 
 class World:
@@ -54,8 +55,8 @@ def world() -> World:
 
 
 async def test_who_is_due_is_woken_once(world: World) -> None:
-    await world.store.set_timer("due", NOW_US)
-    await world.store.set_timer("later", NOW_US + 1)
+    await world.store.set_timer("due", 0, NOW_US)
+    await world.store.set_timer("later", 0, NOW_US + 1)
     assert await world.tick() == ["due"]
     assert await world.tick() == []
     world.clock.advance(1)
@@ -63,7 +64,7 @@ async def test_who_is_due_is_woken_once(world: World) -> None:
 
 
 async def test_a_tenant_that_cannot_be_served_rests_longer_each_time(world: World) -> None:
-    await world.store.set_timer("halted", NOW_US)
+    await world.store.set_timer("halted", 0, NOW_US)
     world.tenants.unservable.add("halted")
     woken_at = []
     for second in range(40):
@@ -81,9 +82,9 @@ async def test_tenants_that_never_answer_hold_up_nobody_else(world: World, monke
     """More are stuck than are woken at once; the one behind them waits for its turn, not for them."""
     monkeypatch.setattr(timers, "WAKING_MAX", 10)
     for number in range(30):
-        await world.store.set_timer(f"stuck{number}", NOW_US)
+        await world.store.set_timer(f"stuck{number}", 0, NOW_US)
     world.tenants.unservable = {f"stuck{number}" for number in range(30)}
-    await world.store.set_timer("well", NOW_US)
+    await world.store.set_timer("well", 0, NOW_US)
     for _ in range(4):
         assert len(await world.tick()) <= 10
     assert "well" in world.tenants.asked
@@ -92,10 +93,34 @@ async def test_tenants_that_never_answer_hold_up_nobody_else(world: World, monke
 async def test_the_number_woken_at_once_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timers, "WAKING_MAX", 10)
     for number in range(30):
-        await world.store.set_timer(f"slow{number}", NOW_US)
+        await world.store.set_timer(f"slow{number}", 0, NOW_US)
     world.tenants.hanging = {f"slow{number}" for number in range(30)}
     assert len(await world.tick()) == 10
     assert await world.tick() == []
     assert len(world.tenants.asked) == 10
+    for task in world.scan._waking.values():
+        task.cancel()
+
+
+async def test_a_wake_that_ends_while_the_next_tick_looks_does_not_stop_the_scan(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tenant has rested, is being woken, and is not due any more when the store's answer arrives."""
+    await world.store.set_timer("acme", 0, NOW_US)
+    world.tenants.unservable.add("acme")
+    await world.tick()
+    world.tenants.unservable.clear()
+    world.tenants.hanging.add("acme")
+    world.clock.advance(5)
+    assert await world.tick() == ["acme"]
+    look = world.store.due
+
+    async def due(now_us: int, passed_over: Collection[str] = ()) -> list[str]:
+        found = await look(now_us, passed_over)
+        world.scan._resting.pop("acme")  # as the wake does when it ends
+        return found
+
+    monkeypatch.setattr(world.store, "due", due)
+    assert await world.tick() == []
     for task in world.scan._waking.values():
         task.cancel()
