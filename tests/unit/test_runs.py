@@ -33,7 +33,9 @@ from events.run import (
     FinishStep,
     RetryRule,
     RetryRun,
+    RunEnded,
     RunsCapped,
+    RunStarted,
     StartRun,
     StepRequeued,
     StepScheduled,
@@ -568,3 +570,36 @@ def test_what_is_decided_on_is_what_its_events_make_of_the_runs() -> None:
         lab.take(events)
         assert lab.runs == after
     assert not lab.runs.open
+
+
+def test_a_child_that_ends_as_it_begins_leaves_its_parent_in_order() -> None:
+    """What its end leads to is decided on all steps that begin with it: none is begun twice, none for an ended run."""
+    empty = saga(Step("x", tool="t", when=lambda run: False))
+    lab = Lab()
+    lab.start(
+        saga(Parallel(Child("kid", saga=empty), Step("b", tool="t"), Child("kid2", saga=saga(Step("x", tool="t")))))
+    )
+    assert lab.names() == ["b", "x"]
+    assert [event.run_id for event in lab.history if isinstance(event, RunStarted)] == ["r", "r/kid", "r/kid2"]
+    lab.finish("x")
+    lab.finish("b")
+    assert [event.run_id for event in lab.history if isinstance(event, RunEnded)] == ["r/kid", "r/kid2", "r"]
+    assert not lab.runs.open
+    assert not lab.runs.under_way
+
+
+def test_a_child_that_fails_as_it_begins_fails_its_parent_and_nothing_comes_after_that() -> None:
+    def broken(_run: Any) -> Any:
+        raise LookupError("no such thing")
+
+    lab = Lab()
+    bad = saga(Step("x", tool="t", args=broken))
+    lab.start(saga(Parallel(Child("kid", saga=bad), Step("b", tool="t"), Child("never", saga=bad))))
+    assert lab.runs.open["r"].failing is not None
+    assert [event.run_id for event in lab.history if isinstance(event, RunStarted)] == ["r", "r/kid"]
+    lab.finish("b")  # it was begun in the same breath, and is waited for
+    last = lab.history[-1]
+    assert isinstance(last, RunEnded)
+    assert (last.run_id, last.status) == ("r", "failed")
+    assert not lab.runs.open
+    assert not lab.runs.under_way
