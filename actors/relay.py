@@ -282,19 +282,19 @@ class Relay:
     async def _serve_some(self, lane: TenantLane, run: Sequence[Told]) -> None:
         first = run[0]
         try:
-            if self._unservable(first):
+            if self._mark_unservable(first):
                 await self._bury(lane, first)
             elif self._is_suspect(lane, first):
                 await self._serve_alone(lane, first)
             else:
-                await self._serve_batch(lane, _batch(_prefix(run, self._unservable)))
+                await self._serve_batch(lane, _batch(_prefix(run, self._mark_unservable)))
         except TransientError as error:
             await self._rest(lane, str(error))
         else:
             lane.failures = 0
 
-    def _unservable(self, told: Told) -> bool:
-        """Also finds out what has become too old by now."""
+    def _mark_unservable(self, told: Told) -> bool:
+        """Whether no tenant is to be asked about it; notes it down of what has become too old by now."""
         if told.cause is None and told.envelope is not None and told.envelope.deadline_us < self._clock.now_us():
             told.cause, told.problem = "stale", "it waited longer than 24 h, so a repeat might not be known for one"
         return told.cause is not None
@@ -306,7 +306,7 @@ class Relay:
 
     async def _serve_batch(self, lane: TenantLane, batch: Sequence[Told]) -> None:
         if any(told.delivery.delivered > 1 for told in batch):
-            batch = await self._without_concluded(lane, batch)
+            batch = await self._acknowledge_concluded(lane, batch)
             if not batch:
                 return
         failpoint("relay.before_ask")
@@ -324,7 +324,7 @@ class Relay:
         Tenants share a process, so the one that ends it takes innocent commands of others along. The first lost attempt
         is therefore not held against anybody: from the second on no other suspect is tried at the same time.
         """
-        if not await self._without_concluded(lane, [told]):
+        if not await self._acknowledge_concluded(lane, [told]):
             return
         lane.alone += 1
         before = lane.attempts.get(told.sequence)
@@ -358,8 +358,10 @@ class Relay:
         await self._outcomes.clear_attempts(lane.tenant, [told.command_id])
         await self._settle(lane, [told], replies)
 
-    async def _without_concluded(self, lane: TenantLane, batch: Sequence[Told]) -> Sequence[Told]:
-        """Redelivered, perhaps because an acknowledgement got lost: a refusal is not decided a second time."""
+    async def _acknowledge_concluded(self, lane: TenantLane, batch: Sequence[Told]) -> Sequence[Told]:
+        """Redelivered, perhaps because an acknowledgement got lost: a refusal is not decided a second time. Returns the
+        others.
+        """
         known = await self._outcomes.find(lane.tenant, [told.command_id for told in batch])
         concluded = [told for told in batch if told.command_id in known]
         self._acknowledge(lane, concluded)

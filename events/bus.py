@@ -1,7 +1,9 @@
 """NATS, with what nats-py 2.16 needs around it to be trusted.
 
-Subjects: ``ask.t.<tenant>`` (commands, request/reply), ``tell.…`` and ``dead.…`` (durable: ``events.inbox``), ``supervisor.*``, ``live.<tenant>.<kind>``
-(hints, best effort), ``keys.revoked``. Tenant ids are checked before they get here, so none can hold a wildcard.
+Subjects: ``ask.t.<tenant>`` (commands, request/reply), ``tell.…`` and ``dead.…`` (durable: ``events.inbox``), ``work.…``
+(durable: ``events.work``), ``supervisor.>`` and ``shards.load`` (below, and in ``actors.supervision``),
+``live.<tenant>.<kind>`` and ``delta.…`` (hints, best effort), ``keys.revoked``. Tenant ids are checked before they get
+here, so none can hold a wildcard.
 """
 
 import asyncio
@@ -20,14 +22,13 @@ __all__ = ["Bus", "Handler", "NoOneListensError", "Subscription"]
 
 log = logging.getLogger(__name__)
 
-# to the supervisor, each with a name: serve this tenant; start the actor it belongs to; this silo has lost its tenant
-ACTIVATE = "supervisor.activate"
-PREPARE = "supervisor.prepare"
-CRASHED = "supervisor.crashed"
-RELEASED = "supervisor.released"
-VACANT = "supervisor.vacant"
-LOAD = "shards.load"  # to all that host tenants: what have you to do at the moment
-KEYS_REVOKED = "keys.revoked"
+ACTIVATE = "supervisor.activate"  # a tenant's id: have it served; answered as in ``events.unserved``
+PREPARE = "supervisor.prepare"  # a tenant's id: start the actor that it belongs to; answered likewise
+CRASHED = "supervisor.crashed"  # by a shard, MessagePack [tenant, why]: its activation ended by a defect
+RELEASED = "supervisor.released"  # by an operator, a tenant's id: its quarantine is over
+VACANT = "supervisor.vacant"  # by a silo, its name: it has lost its tenant
+LOAD = "shards.load"  # to all that host tenants, empty: what have you to do at the moment
+KEYS_REVOKED = "keys.revoked"  # MessagePack [tenant, key id, or "" for all of its keys]: forget what you know of them
 # Deaf or half-open is noticed within 2 x (2 + 5) s, and a server that is merely slow is not taken for that.
 WATCHDOG_PERIOD_S, _WATCHDOG_ANSWER_S = 2.0, 5
 _WATCHDOG_MISSES = 2

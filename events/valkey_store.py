@@ -440,6 +440,7 @@ def _appends_key(slice_number: int) -> str:
 
 @lru_cache(maxsize=10_000)
 def _append_keys(tenant: str) -> tuple[str, ...]:
+    """The keys, and the first argument, which is the tenant."""
     tag = slice_tag(slice_of(tenant))
     return (
         f"{tag}:log:{tenant}", f"{tag}:meta:{tenant}", f"{tag}:replies:{tenant}", f"{tag}:streams:{tenant}",

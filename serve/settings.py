@@ -78,7 +78,7 @@ class ModelUpstream(Upstream, frozen=True):
 
 class Model(BaseModel, frozen=True, extra="forbid"):
     """What clients ask for by ``name``, and who answers: one of its upstreams, chosen by ``balance``. Where one fails
-    before the first byte, the others are tried, then the models named in ``fallbacks``; ``attempts_max`` in all.
+    before the first byte, the others are tried, then the models named in ``fallbacks``; ``attempts_max`` of each model.
 
     ``attempt_timeout_s``: who has not begun to answer by then is given up for the next.
     """

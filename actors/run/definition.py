@@ -24,7 +24,7 @@ from actors.run.state import Run, undo_name
 from events.errors import InvalidCommandError, PlatformError
 from events.run import Reference, RetryRule, StepKind, StepOrder, pack, unpack
 
-MODEL_ATTEMPTS, TOOL_ATTEMPTS = 3, 3
+TOOL_ATTEMPTS = 3
 SECONDS_MAX = 100 * 366 * 24 * 3600
 
 

@@ -73,8 +73,8 @@ class BulkheadSupervisor:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _now_s(self) -> float:
-        """The time, and whether some of it went by unseen (a paused process, a blocked loop)."""
+    def _look_at_clock(self) -> float:
+        """The time. Where some of it went by unseen (a paused process, a blocked loop), what is lent is waited out."""
         now_s = self._clock()
         if now_s - self._seen_s > _PAUSE_S:
             log.warning("bulkheads.time_lost seconds=%.1f: what is lent is waited out", now_s - self._seen_s)
@@ -86,7 +86,7 @@ class BulkheadSupervisor:
 
     def _on_ask(self, data: bytes, reply_to: str) -> None:
         ask: LeaseAsk = decode(data, LeaseAsk)
-        now_s = self._now_s()
+        now_s = self._look_at_clock()
         granted = []
         for item in ask.items:
             watched = self._pool((item.name, item.tenant), ask.caller, item.limit, item.drain_s)
@@ -108,7 +108,7 @@ class BulkheadSupervisor:
     def _configure(self, watched: _Watched) -> None:
         limit = min(limit for limit, _ in watched.configured.values())
         drain_s = max(drain_s for _, drain_s in watched.configured.values())
-        blind_until_s = max(self._blind_from_s, -1e12) + TTL_S + drain_s + MARGIN_S
+        blind_until_s = self._blind_from_s + TTL_S + drain_s + MARGIN_S
         watched.pool = Pool(limit, drain_s, blind_until_s, watched.pool.holders)
 
     def _reply(self, reply_to: str, data: bytes) -> None:
@@ -116,7 +116,7 @@ class BulkheadSupervisor:
             self._bus.publish(reply_to, data)
 
     def _on_show(self, _data: bytes, reply_to: str) -> None:
-        now_s = self._now_s()
+        now_s = self._look_at_clock()
         rows = [self._row(key, watched, now_s) for key, watched in sorted(self._pools.items())]
         self._reply(reply_to, encode(rows))
 
@@ -138,7 +138,7 @@ class BulkheadSupervisor:
 
     async def _watch(self) -> None:
         while True:
-            now_s = self._now_s()
+            now_s = self._look_at_clock()
             for key, watched in list(self._pools.items()):
                 watched.pool = permits.expire(watched.pool, now_s)
                 self._judge(key, watched, now_s)

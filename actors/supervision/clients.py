@@ -15,7 +15,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -80,10 +80,6 @@ class LeasedBulkhead(SemaphoreBulkhead):
     @property
     def is_live(self) -> bool:
         return self._clock() < self._ends_s
-
-    @property
-    def lease_left_s(self) -> float:
-        return max(0.0, self._ends_s - self._clock())
 
     @property
     def is_short(self) -> bool:
@@ -435,7 +431,3 @@ class Resilience:
                 items.append(msgspec.structs.replace(bulkhead.item(key), held=bulkhead.state.inside, wanted=0))
         if items:
             await self._bus.request(LEASE, encode(LeaseAsk(self.caller, items)), _ASK_TIMEOUT_S)
-
-    def spawn(self, work: Coroutine[None, None, None]) -> None:
-        """Keep ``work`` (a health checker's ``run``, say) going until ``close``."""
-        self._tasks.append(asyncio.create_task(work))

@@ -4,14 +4,13 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 
 import pytest
 
 from events.ask import Asker
 from events.bus import ACTIVATE, Bus, NoOneListensError, ask_subject
 from events.codec import decode_record
-from events.envelope import Ok
 from events.tenant import SetBudget
 from events.valkey_client import connect
 from events.valkey_store import ValkeyEventStore
@@ -21,6 +20,7 @@ from tests.faults.sweep import log_of
 from tests.kit.checker import check
 from tests.kit.history import Recorder
 from tests.kit.platform import UpProcess
+from tests.kit.waiting import handed_out
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
@@ -59,7 +59,7 @@ def actor_of_new_tenant(platform: UpProcess, tenant: str) -> int:
 async def test_a_stopped_tenant_actor_that_was_overtaken_lets_go_within_5_s_of_waking_up(
     platform: UpProcess, bus: Bus, store: ValkeyEventStore, asked: bool
 ) -> None:
-    """Z3: once overtaken it writes nothing more, and stops listening; then whoever asks has the tenant activated anew."""
+    """Once overtaken it writes nothing more, and stops listening; then whoever asks has the tenant activated anew."""
     tenant = "z3-asked" if asked else "z3-idle"
     pid = await asyncio.to_thread(actor_of_new_tenant, platform, tenant)
     asker = Asker(bus)
@@ -92,16 +92,6 @@ async def test_a_stopped_tenant_actor_that_was_overtaken_lets_go_within_5_s_of_w
     assert newer.epoch not in epochs
     assert {epoch for epoch in epochs[before.position :] if epoch < newer.epoch} == set()
     await verify(store, tenant)
-
-
-async def handed_out(bus: Bus, tenant: str, ask: Coroutine[None, None, Ok]) -> asyncio.Task[Ok]:
-    """Asks, and returns when the broker has handed the question out: it waits in the socket of a process that is stopped."""
-    seen = asyncio.Event()
-    copies = await bus.subscribe(ask_subject(tenant), lambda data, _reply_to: seen.set() if data else None)
-    asking = asyncio.create_task(ask)
-    await asyncio.wait_for(seen.wait(), 30)
-    await copies.unsubscribe()
-    return asking
 
 
 async def is_held(bus: Bus, store: ValkeyEventStore, tenant: str, epoch: int) -> bool:

@@ -62,7 +62,7 @@ def poison(client: Client) -> asyncio.Event:
 
 
 async def test_trap_an_error_callback_that_raises_leaves_the_client_connected_and_deaf(servers: Servers) -> None:
-    """B6: nats-py awaits it in its read loop, for instance when a subscription is slow."""
+    """nats-py awaits it in its read loop, for instance when a subscription is slow."""
 
     async def report(error: Exception) -> None:
         raise RuntimeError("a bug in a callback") from error
@@ -84,7 +84,7 @@ async def test_trap_an_error_callback_that_raises_leaves_the_client_connected_an
 async def test_a_connection_that_is_deaf_or_half_open_is_noticed_within_15_s(
     servers: Servers, proxy: FaultProxy
 ) -> None:
-    """B5, B6, at the periods that production uses: a process that can't hear is ended, and started anew. nats-py as it
+    """At the periods that production uses: a process that can't hear is ended, and started anew. nats-py as it
     comes still believes in both connections by then: it would take six minutes.
     """
     lost = [asyncio.Event(), asyncio.Event()]
@@ -153,7 +153,7 @@ async def test_the_bus_reconnects_for_ever_and_subscriptions_come_back(proxy: Fa
 
 
 async def test_a_storm_of_resets_costs_neither_subscription_nor_process(proxy: FaultProxy) -> None:
-    """B4: reconnects are spaced, so that a broker in trouble is not stormed."""
+    """Reconnects are spaced, so that a broker in trouble is not stormed."""
     lost = asyncio.Event()
     bus = await Bus.connect(url_of(proxy), "storm", lost.set)
     count = 0

@@ -60,6 +60,6 @@ async def test_no_promise_breaks_wherever_a_process_is_killed(sweeper: Sweeper, 
 async def test_no_promise_breaks_where_an_owner_is_stopped_overtaken_and_wakes_up(
     sweeper: Sweeper, seeds: range
 ) -> None:
-    """Z3: it wakes up with commands in hand, and the store refuses what it would write."""
+    """It wakes up with commands in hand, and the store refuses what it would write."""
     seen = await verdicts_of([Schedule(point, "pause", seed) for point in STOPPED_AT for seed in seeds], sweeper)
     assert seen["fenced"] > 0, seen

@@ -28,6 +28,7 @@ from tests.kit.checker import check
 from tests.kit.factories import append_request
 from tests.kit.history import Recorder
 from tests.kit.servers import Servers, keys_in_memory
+from tests.kit.waiting import handed_out
 
 LETS_GO_WITHIN_S, _MARGIN_S = 5.0, 5.0
 CLAIMERS = 20
@@ -75,7 +76,7 @@ async def fenced(worker: Worker) -> float:
 async def test_a_stopped_owner_that_was_overtaken_lets_go_within_5_s_of_waking_up(
     servers: Servers, tmp_path: Path, valkey_store: ValkeyEventStore, bus: Bus, asked: bool
 ) -> None:
-    """Z3: with a command in its hands, which the store refuses; and where nobody asks it for anything."""
+    """With a command in its hands, which the store refuses; and where nobody asks it for anything."""
     worker, tenant, asker = Worker(plan(servers, tmp_path)), tenant_id(), Asker(bus, attempt_timeout_s=0.5)
     recorder = Recorder()
     client = Client(0, tenant, asker, recorder, 1)
@@ -88,8 +89,7 @@ async def test_a_stopped_owner_that_was_overtaken_lets_go_within_5_s_of_waking_u
                 await asyncio.sleep(0.01)
         newer = await valkey_store.claim(tenant)
         if asked:  # it lies in the stopped process's socket, and is decided when it wakes up
-            sent = asyncio.create_task(client._reserve(2.0))
-            await asyncio.sleep(0.5)  # it is on its way
+            sent = await handed_out(bus, tenant, client._reserve(2.0))
         worker.resume()
         assert await fenced(worker) < LETS_GO_WITHIN_S + _MARGIN_S
         if asked:
@@ -103,7 +103,7 @@ async def test_a_stopped_owner_that_was_overtaken_lets_go_within_5_s_of_waking_u
 
 
 async def test_twenty_claimers_leave_one_writer(valkey_store: ValkeyEventStore) -> None:
-    """Z5: whoever was given the highest epoch writes, and nobody else."""
+    """Whoever was given the highest epoch writes, and nobody else."""
     tenant = tenant_id()
     heads = await asyncio.gather(*(valkey_store.claim(tenant) for _ in range(CLAIMERS)))
     assert sorted(head.epoch for head in heads) == list(range(1, CLAIMERS + 1))
@@ -120,7 +120,7 @@ async def test_twenty_claimers_leave_one_writer(valkey_store: ValkeyEventStore) 
 async def test_an_overtaken_owner_answers_no_read_from_memory(
     servers: Servers, tmp_path: Path, bus: Bus, valkey_store: ValkeyEventStore, keys: Keys, bug: str
 ) -> None:
-    """Z6, I8: and where it does, the checker finds it. The newer owner writes without being subscribed, so that only the
+    """I8: and where it does, the checker finds it. The newer owner writes without being subscribed, so that only the
     older one is there to answer.
     """
     worker, tenant, recorder = Worker(plan(servers, tmp_path, bug)), tenant_id(), Recorder()

@@ -85,6 +85,7 @@ async def test_a_body_that_stops_coming_is_a_client_that_left(monkeypatch: pytes
     async with listening(app) as door, raw(door) as (_, writer):
         writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\npart")
         await asyncio.wait_for(left.wait(), 10)
+    assert seen == ["http.request"]  # the part that came
 
 
 async def test_more_requests_than_it_holds_are_told_so_at_once() -> None:

@@ -69,7 +69,7 @@ async def until(look: Callable[[], Awaitable[Found]], timeout_s: float = 20.0) -
 
 
 async def row_of(world: World, path: str, name: str) -> dict[str, Any]:
-    """{}: it is not listed. The answer is a bare list (design.md section 11)."""
+    """{}: it is not listed. The answer is a bare list."""
     rows = (await world.admin.get(path)).raise_for_status().json()
     assert isinstance(rows, list)
     return next((row for row in rows if row["name"] == name), {})

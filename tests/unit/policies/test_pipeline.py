@@ -19,11 +19,13 @@ from actors.policies.wrappers.build import build_pipeline
 from actors.policies.wrappers.pipeline import Pipeline
 from actors.policies.wrappers.thread_pool import ThreadPoolBulkhead
 from actors.policies.wrappers.timeout import deadline, remaining_s, within
+from actors.policies.wrappers.timing import Monotonic
 from events.errors import InvalidCommandError, PlatformError
+from tests.kit.clock import ManualMonotonic
 
 
-def pipeline(**config: object) -> Pipeline:
-    return build_pipeline("payments", PoliciesConfig.parse(config, "test"))
+def pipeline(clock: Monotonic = time.monotonic, **config: object) -> Pipeline:
+    return build_pipeline("payments", PoliciesConfig.parse(config, "test"), clock=clock)
 
 
 async def fails() -> None:
@@ -94,11 +96,12 @@ async def test_a_callers_own_mistake_is_no_failure_of_the_dependency() -> None:
 
 
 async def test_a_cancelled_call_leaves_no_permit_and_no_probe_behind() -> None:
-    calls = pipeline(bulkhead=1, breaker={**BREAKER, "probes": 1, "open_s": 0.001, "open_jitter": 0})
+    clock = ManualMonotonic()
+    calls = pipeline(clock, bulkhead=1, breaker={**BREAKER, "probes": 1, "open_s": 5, "open_jitter": 0})
     for _ in range(2):
         with pytest.raises(ConnectionResetError):
             await calls.call(fails)
-    await asyncio.sleep(0.002)
+    clock.advance(5)
     probe = asyncio.create_task(calls.call(asyncio.Event().wait))
     await asyncio.sleep(0)
     assert calls.breaker is not None
