@@ -319,9 +319,8 @@ class Activation:
                 await self._answer_unfenced(draft.unfenced)
                 return
             waiting = await self._answer_known(waiting, known)
-            if (
-                self._memory.position != position
-            ):  # an append of ours whose answer got lost: what follows from it is due
+            if self._memory.position != position:
+                # an append of ours whose answer got lost: what follows from it is due
                 self._effects.activated(self.tenant, self._memory.state, self._cipher)
                 self._alarm.set(self._memory.state.next_timer_us)
 

@@ -18,6 +18,7 @@ from events.errors import (
     OutcomeUnknownError,
     OverloadedError,
     PlatformError,
+    TenantErasedError,
     TransientError,
 )
 from events.ids import IdSource, system_ids
@@ -131,6 +132,8 @@ class Asker:
                 continue
             unserved = await self._activate(tenant, ends)
             problem = unserved.error(tenant)
+            if isinstance(problem, TenantErasedError):  # whatever became of the command is gone with the tenant
+                raise problem
             if unserved.is_final:
                 break
         if is_open:

@@ -106,6 +106,8 @@ async def test_who_can_not_be_served_for_now_is_not_asked_for_again_and_again(
 async def test_what_was_delivered_before_the_tenant_was_halted_may_have_happened() -> None:
     with pytest.raises(OutcomeUnknownError):
         await ask(ScriptedBus(TimeoutError(), unserved=HALTED))
+    with pytest.raises(TenantErasedError):  # and is gone with the tenant
+        await ask(ScriptedBus(TimeoutError(), unserved=ERASED))
 
 
 async def test_a_reason_that_may_pass_is_waited_out() -> None:
