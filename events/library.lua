@@ -129,7 +129,8 @@ local function append(keys, args)
   if state[1] ~= args[2] then return fail('FENCED', 'epoch is ' .. (state[1] or 'none')) end
   if state[4] and state[4] ~= 'active' then return fail('CLOSED', state[4]) end
   if position ~= tonumber(args[3]) then return fail('POSITION', 'is at ' .. position .. ', expected ' .. args[3]) end
-  if position > 0 and state[3] ~= args[4] then return fail('POSITION', 'another event is at ' .. position) end
+  local head = state[3] or string.rep('\0', 32) -- codec.py's GENESIS
+  if head ~= args[4] then return fail('POSITION', 'another event is at ' .. position) end
 
   local index = read_index(streams, args, first_stream)
   local code, detail = wrong_version(index, args, first_stream)

@@ -107,7 +107,7 @@ class MemoryEventStore:
             raise WrongExpectedPositionError(
                 request.tenant, f"is at {head.position}, expected {request.expected_position}"
             )
-        if head.position and head.hash != request.previous_hash:
+        if head.hash != request.previous_hash:
             raise WrongExpectedPositionError(request.tenant, f"another event is at {head.position}")
         return head
 

@@ -204,8 +204,10 @@ class EventStoreContract(StoreContract):
         assert len(await store.read(tenant, 0)) == 2
 
     async def test_a_fork_of_the_chain_is_refused(self, store: EventStore, tenant: str) -> None:
-        """The position fits, but what the writer believes to be there is another event."""
+        """The position fits, but what the writer believes to be there is another event; at the beginning, too."""
         epoch = (await store.claim(tenant)).epoch
+        with pytest.raises(WrongExpectedPositionError):
+            await store.append(append_request(tenant, epoch=epoch, previous=b"x" * 32))
         await store.append(append_request(tenant, epoch=epoch))
         with pytest.raises(WrongExpectedPositionError):
             await store.append(append_request(tenant, epoch=epoch, position=1, previous=b"x" * 32))

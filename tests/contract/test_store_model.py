@@ -68,7 +68,7 @@ class Model:
         if self.status != "active":
             return "tenant_closed"
         head = self.log[-1].hash if self.log else GENESIS
-        if request.expected_position != len(self.log) or (self.log and request.previous_hash != head):
+        if request.expected_position != len(self.log) or request.previous_hash != head:
             return "wrong_expected_position"
         versions = {name: sum(entry.stream == name for entry in self.log) for name in STREAMS}
         for entry in request.entries:
