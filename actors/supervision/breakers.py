@@ -77,6 +77,7 @@ class BreakerSupervisor:
         self._circuits: dict[Key, Circuit] = {}
         self._remembered: dict[Key, Remembered] = {}
         self._local: dict[Key, dict[str, str]] = {}  # callers whose own breaker is not closed
+        self._first_version = 0  # of a new circuit: above that of any forgotten one, which callers still know
         self._written = 0
         self._settled_s = clock() + _SETTLED_S
         self._tasks: set[asyncio.Task[None]] = set()
@@ -165,7 +166,7 @@ class BreakerSupervisor:
         if before is not None:
             circuit = msgspec.structs.replace(before, rules=item.rules)
         else:
-            circuit = Circuit(item.rules, since_s=self._clock())
+            circuit = Circuit(item.rules, version=self._first_version, since_s=self._clock())
             if (memory := self._remembered.pop(key, None)) is not None:
                 circuit = self._resumed(circuit, memory)
         self._circuits[key] = circuit
@@ -251,21 +252,26 @@ class BreakerSupervisor:
             now_s = self._clock()
             repeat = now_s - repeated_s >= _REPEAT_S
             repeated_s = now_s if repeat else repeated_s
-            for key, before in list(self._circuits.items()):
-                if before.status == "closed" and not repeat:
-                    continue
-                after = machine.advanced(before, now_s, self._chance())
-                self._become(key, before, after)
-                if repeat and after.status != "closed" and after.version == before.version:
-                    self._tell(key, after)
-                if repeat and not after.callers:
-                    self._forget(key, after)
+            self.advance(now_s, repeat=repeat)
             await asyncio.sleep(_TICK_S)  # the supervisor's own beat
+
+    def advance(self, now_s: float, *, repeat: bool) -> None:
+        """What time alone changes; with ``repeat``, what is not normal is told again and what nobody calls is forgotten."""
+        for key, before in list(self._circuits.items()):
+            if before.status == "closed" and not repeat:
+                continue
+            after = machine.advanced(before, now_s, self._chance())
+            self._become(key, before, after)
+            if repeat and after.status != "closed" and after.version == before.version:
+                self._tell(key, after)
+            if repeat and not after.callers:
+                self._forget(key, after)
 
     def _forget(self, key: Key, circuit: Circuit) -> None:
         """Nobody calls it any more: dependencies come and go, memory must not only grow."""
         del self._circuits[key]
         self._local.pop(key, None)
+        self._first_version = max(self._first_version, circuit.version + 1)
         if circuit.status != "closed":
             since_us = self._wall.now_us() - int((self._clock() - circuit.since_s) * 1e6)
             self._remembered[key] = Remembered(circuit.status, since_us, circuit.version, circuit.cause)

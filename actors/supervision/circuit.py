@@ -80,12 +80,15 @@ def forced(circuit: Circuit, status: Status, reason: str, version: int, now_s: f
 
 
 def resumed(circuit: Circuit, status: Status, version: int, cause: str, open_for_s: float, now_s: float) -> Circuit:
-    """As the log, or a caller that knows more, remembers it. Half-open begins again as open that is about to end."""
+    """As the log, or a caller that knows more, remembers it. Half-open begins again as open that is about to end.
+    The version never goes back: who knows a higher one would not listen.
+    """
     if status == "half_open":
         status, open_for_s = "open", circuit.rules.open_s
     until_s = now_s + max(0.0, circuit.rules.open_s - open_for_s) if status == "open" else 0.0
+    version, since_s = max(version, circuit.version), now_s - open_for_s
     return msgspec.structs.replace(
-        circuit, status=status, version=version, cause=cause, since_s=now_s - open_for_s, until_s=until_s
+        circuit, status=status, version=version, cause=cause, since_s=since_s, until_s=until_s
     )
 
 
