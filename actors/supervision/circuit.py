@@ -5,7 +5,7 @@ half of those that call have to see it themselves. One node with a broken networ
 (its own local breaker keeps it from trying).
 
 Half-open, callers don't probe in step: one caller at a time may try one call, the next one after it succeeded. A caller
-that has nothing to try hands its turn on after ``TURN_S``.
+that has nothing to try hands its turn on after ``TURN_S``, one that is at it after ``probe_timeout_s``.
 """
 
 from collections.abc import Mapping
@@ -40,6 +40,7 @@ class Circuit(msgspec.Struct, frozen=True):
     callers_bad: int = 0
     callers: Mapping[str, Caller] = {}
     prober: str = ""
+    turn_began_s: float = 0.0
     turn_ends_s: float = 0.0
     passed: int = 0
 
@@ -54,9 +55,10 @@ def reported(
     if circuit.status == "half_open" and probe_version == circuit.version and caller == circuit.prober:
         if counts.calls:
             return _after_probe(circuit, counts, now_s, chance)
-        return msgspec.structs.replace(circuit, turn_ends_s=now_s + TURN_S)  # it is at it
+        ends_s = min(now_s + TURN_S, circuit.turn_began_s + circuit.rules.probe_timeout_s)  # it is at it
+        return msgspec.structs.replace(circuit, callers=_with(circuit, caller, known.window, now_s), turn_ends_s=ends_s)
     window = known.window.merged(counts, now_s) if circuit.status == "closed" and counts.calls else known.window
-    circuit = msgspec.structs.replace(circuit, callers={**circuit.callers, caller: Caller(window, now_s)})
+    circuit = msgspec.structs.replace(circuit, callers=_with(circuit, caller, window, now_s))
     return _judged(circuit, now_s, chance) if circuit.status == "closed" and counts.calls else circuit
 
 
@@ -100,6 +102,10 @@ def figures(circuit: Circuit, now_s: float) -> Counts:
     return total
 
 
+def _with(circuit: Circuit, caller: str, window: TimeWindow, now_s: float) -> Mapping[str, Caller]:
+    return {**circuit.callers, caller: Caller(window, now_s)}
+
+
 def _window_s(rules: BreakerRules) -> float:
     return rules.window.window_s if isinstance(rules.window, TimeWindow) else WINDOW_S
 
@@ -135,12 +141,15 @@ def _turned(circuit: Circuit, now_s: float, chance: float) -> Circuit:
     names = sorted(circuit.callers)
     others = [name for name in names if name != circuit.prober] or names
     if not others:
-        return msgspec.structs.replace(circuit, prober="", turn_ends_s=now_s + TURN_S)
+        return msgspec.structs.replace(circuit, prober="", turn_began_s=now_s, turn_ends_s=now_s + TURN_S)
     latest = max(circuit.callers[name].active_s for name in others)
     eager = [name for name in others if latest - circuit.callers[name].active_s < TURN_S]
     prober = eager[min(int(chance * len(eager)), len(eager) - 1)]
     # another version, so that a report of an earlier turn is not taken for one of this
-    return msgspec.structs.replace(circuit, prober=prober, turn_ends_s=now_s + TURN_S, version=circuit.version + 1)
+    version = circuit.version + 1
+    return msgspec.structs.replace(
+        circuit, prober=prober, turn_began_s=now_s, turn_ends_s=now_s + TURN_S, version=version
+    )
 
 
 def _opened(circuit: Circuit, cause: str, counts: Counts, bad: int, now_s: float, chance: float) -> Circuit:

@@ -185,7 +185,6 @@ class BreakerLink:
         self.calls += 1
         self.failures += failed
         self.slow += slow
-        self._probing = False
         self._wake()
 
     def on_refused(self) -> None:

@@ -33,7 +33,7 @@ class Observer(Protocol):
     def on_refused(self) -> None: ...
 
     def on_probe(self, under_way: int) -> None:
-        """So many probes are under way now."""
+        """So many probes are under way now; 0 also where those that are belong to a state that is over."""
 
 
 class CircuitBreaker:
@@ -56,6 +56,7 @@ class CircuitBreaker:
         self._clock, self._chance = clock, chance
         self._on_transition, self._observer = on_transition, observer
         self._state = machine.closed(rules, clock())
+        self._probing = 0  # permits that are out in this half-open state
 
     @property
     def state(self) -> Breaker:
@@ -77,13 +78,20 @@ class CircuitBreaker:
                 if self._observer is not None:
                     self._observer.on_refused()
                 raise BreakerOpenError(self.name, f"its breaker is {after.status} ({after.cause})", wait_s)
-            self._observe_probes()
+            if after.status == "half_open":
+                self._count_probes(self._probing + 1)
         return self._state.generation
 
-    def _observe_probes(self) -> None:
-        state = self._state
-        if self._observer is not None and state.status == "half_open":
-            self._observer.on_probe(state.probes_started - state.probes_done.calls)
+    def _count_probes(self, under_way: int) -> None:
+        """Counted here: an adopted state says that probes have started which nobody here began."""
+        if under_way != self._probing:
+            self._probing = under_way
+            if self._observer is not None:
+                self._observer.on_probe(under_way)
+
+    def _ended(self, generation: int) -> None:
+        if self._probing and generation == self._state.generation:
+            self._count_probes(self._probing - 1)
 
     @contextmanager
     def judging(self, counts: Callable[[BaseException], bool | None]) -> Iterator[None]:
@@ -108,6 +116,7 @@ class CircuitBreaker:
         # what began before the breaker opened is no probe, though it ends among them
         if self._observer is not None and (generation == state.generation or state.status != "half_open"):
             self._observer.on_outcome(failed=failed, slow=duration_s >= self.rules.slow_after_s)
+        self._ended(generation)
         after = machine.record(
             self.rules,
             self._state,
@@ -122,7 +131,7 @@ class CircuitBreaker:
     def release(self, generation: int) -> None:
         """The call has ended and says nothing (cancelled, or refused by a policy further in)."""
         self._state = machine.release(self._state, generation)
-        self._observe_probes()
+        self._ended(generation)
 
     def force(self, status: Status, reason: str) -> None:
         """By an operator: ``forced_open``, ``forced_closed``, or ``closed`` to start afresh."""
@@ -137,5 +146,7 @@ class CircuitBreaker:
         if before is after:
             return
         self._state = after
+        if before.generation != after.generation:
+            self._count_probes(0)
         if self._on_transition is not None and before.status != after.status:
             self._on_transition(Transition(self.name, before.status, after.status, after.cause, after.figures))

@@ -88,6 +88,26 @@ def test_a_prober_with_nothing_to_try_hands_on_and_one_that_is_at_it_keeps_its_t
     assert machine.advanced(circuit, 10.0 + TURN_S, 0.0).prober == first
 
 
+def test_a_prober_that_stays_at_it_loses_its_turn_when_the_time_of_a_probe_is_over() -> None:
+    circuit = machine.advanced(opened(), 10.0, 0.0)
+    first, ends_s = circuit.prober, 10.0 + RULES.probe_timeout_s
+    now_s = 10.0
+    while now_s < ends_s - 0.5:
+        now_s += 0.25
+        circuit = machine.advanced(report(circuit, first, 0, 0, now_s, circuit.version), now_s, 0.0)
+        circuit = report(circuit, "b" if first != "b" else "c", 0, 0, now_s)
+        assert circuit.prober == first
+    circuit = report(circuit, first, 0, 0, ends_s, circuit.version)
+    assert machine.advanced(circuit, ends_s, 0.0).prober != first
+
+
+def test_a_lone_prober_that_is_at_it_for_long_is_not_taken_for_gone() -> None:
+    circuit = machine.advanced(report(Circuit(RULES), "a", 0, 50), 10.0, 0.0)
+    for now_s in range(11, 60):
+        circuit = machine.advanced(report(circuit, "a", 0, 0, now_s - 0.6, circuit.version), now_s - 0.5, 0.0)
+    assert list(circuit.callers) == ["a"]
+
+
 def test_it_is_not_half_open_while_nobody_calls() -> None:
     circuit = opened()
     assert machine.advanced(circuit, 1_000.0, 0.0).status == "open"

@@ -117,6 +117,36 @@ def test_only_the_prober_may_try_one_call() -> None:
     assert tie.breaker.permit() > generation
 
 
+def at_it(tie: BreakerLink) -> bool:
+    return tie.is_probing
+
+
+def test_a_prober_whose_probe_was_cancelled_is_no_longer_at_it() -> None:
+    """Its client left: it has nothing to say, and doesn't hold up the others by saying so for ever."""
+    tie, _ = link()
+    tie.hear(state("half_open", 3, prober="me"), "me")
+    generation = tie.breaker.permit()
+    assert at_it(tie)
+    assert tie.report() is not None
+    tie.breaker.release(generation)
+    assert not at_it(tie)
+    assert tie.report() is None
+    tie.breaker.permit()
+    assert at_it(tie), "its turn may still last"
+
+
+def test_a_probe_that_outlasts_its_turn_is_none_any_more() -> None:
+    tie, _ = link()
+    tie.hear(state("half_open", 3, prober="me"), "me")
+    generation = tie.breaker.permit()
+    tie.hear(state("half_open", 4, prober="other"), "me")
+    assert not at_it(tie)
+    tie.hear(state("half_open", 5, prober="me"), "me")
+    tie.breaker.permit()
+    tie.breaker.release(generation)
+    assert at_it(tie), "what ended began in an earlier turn"
+
+
 def test_when_the_supervisor_falls_silent_the_process_probes_by_itself_later() -> None:
     tie, clock = link()
     tie.hear(state("open", 1), "me")
