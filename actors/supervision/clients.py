@@ -87,21 +87,30 @@ class LeasedBulkhead(SemaphoreBulkhead):
         return self._clock() < self._short_until_s
 
     def try_enter(self, tenant: str = "") -> bool:
-        if self._clock() >= self._ends_s:  # looked at here, not by a timer: the process may just have been stopped
-            self._lapse()
+        if self._has_lapsed():
             return False
         entered = super().try_enter(tenant)
         if entered and self.state.inside > self._peak:
             self._peak = self.state.inside
         return entered
 
-    def _lapse(self) -> None:
+    def _has_lapsed(self) -> bool:
+        """Looked at wherever somebody may be let in, not by a timer: the process may just have been stopped."""
+        if self._clock() < self._ends_s:
+            return False
         if self.state.limit:
             log.warning("bulkhead.lease_ended name=%s inside=%s", self.name, self.state.inside)
             self.resize(0)
+        return True
+
+    def _leave(self) -> None:
+        if self.state.queue:  # whose first would enter
+            self._has_lapsed()
+        super()._leave()
 
     async def enter(self, priority: int = 0, tenant: str = "") -> None:
         """As ``SemaphoreBulkhead``, after asking for more where there may be more."""
+        self._has_lapsed()
         if self.state.limit < self.cluster_limit and not self.is_short:
             await self._ask_for_more()
             if self.try_enter(tenant):
@@ -131,8 +140,7 @@ class LeasedBulkhead(SemaphoreBulkhead):
         wanted = max(self._peak, self._peak_before)
         wanted = min(self.cluster_limit, -(-wanted // self._chunk) * self._chunk)
         self._asked += 1
-        if self._clock() >= self._ends_s:
-            self._lapse()
+        self._has_lapsed()
         held = max(self.state.limit, self.state.inside)
         self._wanted = wanted
         return LeaseItem(*key, self.cluster_limit, self.drain_s, held, wanted)
@@ -140,7 +148,7 @@ class LeasedBulkhead(SemaphoreBulkhead):
     def grant(self, permits: int, ends_s: float) -> None:
         self._ends_s = ends_s
         self._short_until_s = self._clock() + _SHORT_S if permits < self._wanted else 0.0
-        self.resize(permits)
+        self.resize(permits if self.is_live else 0)  # an answer may be read after its lease has ended
         self._answered = self._asked
         if self._answer is not None:
             self._answer.set_result(None)

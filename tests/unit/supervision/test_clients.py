@@ -46,6 +46,58 @@ def test_a_lease_goes_on_while_the_supervisor_is_surely_away_but_none_comes_back
     assert not bulkhead.try_enter()
 
 
+async def with_waiter() -> tuple[LeasedBulkhead, ManualMonotonic, "asyncio.Task[None]"]:
+    """The only permit is taken, and somebody waits for it."""
+    clock = ManualMonotonic()
+    config = BulkheadConfig(permits=1, strategy="queue", queue_max=5, queue_wait_s=20)
+    bulkhead = LeasedBulkhead("mail", config, 1.0, lambda: None, clock)
+    bulkhead.item(KEY)
+    bulkhead.grant(1, clock() + 3.0)
+    assert bulkhead.try_enter()
+    waiting = asyncio.create_task(bulkhead.enter())
+    await asyncio.sleep(0)
+    assert bulkhead.demand == 2
+    return bulkhead, clock, waiting
+
+
+async def test_nobody_who_waits_is_let_in_after_the_lease_has_ended() -> None:
+    """Somebody else may have the permit by now; a new lease lets the next one in."""
+    bulkhead, clock, waiting = await with_waiter()
+    clock.advance(3.0)
+    bulkhead.leave()
+    assert (bulkhead.state.inside, bulkhead.state.limit) == (0, 0)
+    bulkhead.item(KEY)
+    bulkhead.grant(1, clock() + 3.0)
+    await waiting
+    assert bulkhead.state.inside == 1
+
+
+async def test_an_answer_that_is_read_after_its_lease_has_ended_lets_nobody_in() -> None:
+    bulkhead, clock, waiting = await with_waiter()
+    bulkhead.item(KEY)
+    sent_s = clock()
+    clock.advance(4.0)
+    bulkhead.grant(1, sent_s + 3.0)
+    bulkhead.leave()
+    assert bulkhead.state.inside == 0
+    waiting.cancel()
+    await asyncio.wait([waiting])
+
+
+async def test_who_asks_for_a_permit_without_a_look_first_is_not_let_in_by_a_lease_that_has_ended() -> None:
+    clock = ManualMonotonic()
+    bulkhead = LeasedBulkhead("mail", BulkheadConfig(permits=1), 1.0, lambda: None, clock)
+    bulkhead.item(KEY)
+    bulkhead.grant(1, clock() + 3.0)
+    clock.advance(3.0)
+    entering = asyncio.create_task(bulkhead.enter())
+    await asyncio.sleep(0)
+    bulkhead.item(KEY)
+    bulkhead.grant(0, clock() + 3.0)
+    with pytest.raises(BulkheadFullError):
+        await entering
+
+
 def test_what_is_asked_for_is_the_peak_of_late_and_given_back_when_idle() -> None:
     bulkhead, _ = leased()
     for _ in range(4):
