@@ -14,9 +14,10 @@ from datetime import UTC, datetime, timedelta
 import fsspec
 import msgspec
 
-from events.codec import GENESIS, StoredEvent
+from events.codec import GENESIS, StoredEvent, check_chain
+from events.errors import ChainBrokenError
 from events.scan import read_range
-from events.store import EventStore
+from events.store import EventStore, Head
 
 SEGMENT_EVENTS_MAX = 50_000
 _DRAFT_AGE_MAX = timedelta(hours=1)
@@ -188,7 +189,8 @@ async def archive_log(
     is read back and verified before its events are dropped from the store; a run that was killed is simply repeated.
 
     Raises:
-        ChainBrokenError: What the store or a file holds is not what was written; nothing more is dropped.
+        ChainBrokenError: What the store or a file holds is not what was written, or they are not of one log (the store
+            was set back, and has grown past its archive since); nothing more is dropped.
     """
     segments = await archive.segments(tenant)
     head = await store.head(tenant)
@@ -197,6 +199,7 @@ async def archive_log(
     at, previous, moved, sealed = 0, GENESIS, 0, 0
     if segments:
         at, previous = segments[-1].last, await asyncio.to_thread(_last_hash, segments[-1].path)
+        await _check_follows(store, tenant, at, previous, head)
         await store.trim(tenant, at)  # a run that was killed may have sealed them and not dropped them
     while head.position - keep - at >= max(least, 1) and (segments_max is None or sealed < segments_max):
         events = await read_range(store, tenant, at, min(at + SEGMENT_EVENTS_MAX, head.position - keep))
@@ -205,3 +208,15 @@ async def archive_log(
         moved, sealed = moved + len(events), sealed + 1
         at, previous = segment.last, events[-1].hash
     return moved
+
+
+async def _check_follows(store: EventStore, tenant: str, at: int, previous: bytes, head: Head) -> None:
+    """The store's log goes on where the archived one ends. What comes next tells, for it is surely not read from a file."""
+    if head.position == at and head.hash != previous:
+        raise ChainBrokenError(tenant, at, "the archive holds another event there than the store")
+    try:
+        check_chain(tenant, previous, at + 1, await store.read(tenant, at, 1))
+    except ChainBrokenError as error:
+        raise ChainBrokenError(
+            tenant, at + 1, f"the store's log does not follow the archive's: {error.detail}"
+        ) from error

@@ -138,6 +138,20 @@ class ArchivingContract(StoreContract):
             await archive_log(store, archive, tenant, keep=0, least=50)
         assert len(await store.read(tenant, 100, 500)) == 300
 
+    @pytest.mark.parametrize("count", [200, 400])
+    async def test_a_log_that_was_set_back_and_has_grown_past_its_archive_loses_nothing(
+        self, store: EventStore, archive: Archive, tenant: str, count: int
+    ) -> None:
+        """What was written since is nowhere else: the archive holds other events at its positions."""
+        lost = MemoryEventStore()
+        await lost.claim(tenant)  # so that its events are of another epoch
+        await archive.add(tenant, GENESIS, await filled(lost, tenant, 200))
+        log = await filled(store, tenant, count)
+        for _ in range(2):
+            with pytest.raises(ChainBrokenError, match="archive"):
+                await archive_log(store, archive, tenant, keep=0, least=1)
+        assert await read_range(store, tenant, 0, count) == log
+
     async def test_an_export_restores_into_an_empty_store(
         self, store: EventStore, archive: Archive, tenant: str, tmp_path: Path
     ) -> None:
