@@ -13,8 +13,9 @@ from actors.tools.errors import ToolError
 from actors.tools.usage_meter import Tokens, UsageMeter
 from events.ask import Asker
 from events.envelope import Ok
-from events.errors import CommandRefusedError, PlatformError
+from events.errors import CommandIdReusedError, CommandRefusedError, PlatformError
 from events.failpoints import failpoint
+from events.ids import derived_id
 from events.tenant import Attempt, Outcome, ReserveCall, Route, SettleCall, Target
 from serve.allowance import list_prices
 from serve.settings import Model
@@ -123,6 +124,31 @@ class Bookings:
         booking.prices = _prices(booking, reserved.result)
         return reserved
 
+    async def was_freed(self, booking: Booking) -> bool:
+        """Whether whoever reserved this very call before has settled it at nothing: what it held pays for no other call.
+
+        The tenant knows no reservation that is closed, but every command that it has granted. So it is asked, under the id of
+        the freeing, for what it must refuse: as a reservation that never was, or as the id of another command.
+
+        Raises:
+            PlatformError: That can't be learnt now.
+        """
+        freeing = _freeing_id(booking)
+        command = SettleCall(freeing, 0, 0, 0, "failed", "measured")
+        try:
+            await self._asker.ask(
+                booking.tenant,
+                command,
+                actor=booking.actor,
+                command_id=freeing,
+                correlation_id=booking.correlation_id,
+            )
+        except CommandRefusedError as refusal:
+            if refusal.retry_after_s is not None:
+                raise
+            return refusal.code == CommandIdReusedError.code
+        raise AssertionError(f"a reservation {freeing!r} was never made")
+
     async def settle(self, booking: Booking, tokens: Tokens, outcome: Outcome) -> Ok | None:
         """None: not confirmed within the wait. It goes on in the background, and if all fails the timer books it."""
         task = self.start_settling(booking, tokens, outcome)
@@ -149,7 +175,7 @@ class Bookings:
             booking.served_by,
             booking.attempts,
         )
-        command_id = self._asker.new_id()
+        command_id = _freeing_id(booking) if tokens is NOTHING else self._asker.new_id()
         gives_up_at = asyncio.get_running_loop().time() + self._ttl_us / 1e6
         while asyncio.get_running_loop().time() < gives_up_at:
             try:
@@ -177,6 +203,11 @@ class Bookings:
         """Wait for bookings under way."""
         if self._settling:
             await asyncio.wait(self._settling, timeout=_SETTLE_WAIT_S)
+
+
+def _freeing_id(booking: Booking) -> str:
+    """Of the command that settles it at nothing; see ``was_freed``."""
+    return derived_id(booking.tenant, booking.call_id, "freed")
 
 
 def _prices(booking: Booking, reserved: dict[str, Any]) -> dict[str, Priced]:

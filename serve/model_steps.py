@@ -3,14 +3,15 @@ watched while it is written.
 
 An attempt that is carried out again, because its runner died, is still the same call: same reservation, same
 ``Idempotency-Key`` for the model's server. So the tenant pays once, and so does the operator where that server keeps to the
-key; where it does not, the operator pays for the server's second answer.
+key; where it does not, the operator pays for the server's second answer. Where the first one failed and cost nothing, its
+reservation is gone, and the second has one of its own.
 """
 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Mapping
-from contextlib import aclosing
+from collections.abc import Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 import msgspec
@@ -161,15 +162,14 @@ class ModelSteps:
         """
         call = self._parsed(item, given)
         if left is None:
-            booking = await self._reserve(item, call, str(tried))
-            return call, booking
+            return call, await self._open(await self._reserve(item, call, str(tried)))
         prices = call.model.price.nano_usd_per_token
         for by in ("list", "tenant"):
             call = self._parsed(item, {**given, "max_tokens": _affordable(call, prices, left)})
             booking = await self._reserve(item, call, f"{tried}.{by}")
             own = booking.prices[call.model.name]
             if own.cost_max_nano_usd <= left:
-                return call, booking
+                return call, await self._open(booking)
             await self._bookings.settle(booking, NOTHING, "failed")
             prices = (own.input_nano_usd, own.output_nano_usd)
         raise StepFailure("cost_limit", "the model's price has changed while the call was prepared", retryable=True)
@@ -197,15 +197,19 @@ class ModelSteps:
             is_repeat=item.again,
             fallbacks=tuple(call.target(model, self._list_prices[model.name]) for model in call.fallbacks),
         )
-        try:
+        with _refusal_as_failure():
             await self._bookings.reserve(booking)
-        except CommandRefusedError as refusal:
-            retry_after_s = refusal.retry_after_s
-            # the first try of this attempt asked otherwise (another price list, say): the next attempt is a call of its own
-            retryable = retry_after_s is not None or refusal.code == CommandIdReusedError.code
-            raise StepFailure(
-                refusal.code, str(refusal), retryable=retryable, retry_after_s=retry_after_s or 0.0
-            ) from refusal
+        return booking
+
+    async def _open(self, booking: Booking) -> Booking:
+        """One that pays for the call: where a runner that died has freed this one after its call had failed, another in its place,
+        for which budget, limits and suspension are asked again.
+        """
+        with _refusal_as_failure():
+            while booking.is_repeat and await self._bookings.was_freed(booking):
+                call_id = derived_id(booking.tenant, booking.call_id, "again")
+                booking = msgspec.structs.replace(booking, call_id=call_id, prices={})
+                await self._bookings.reserve(booking)
         return booking
 
     async def _written(self, item: WorkItem, call: Call, hop: Hop, meter: UsageMeter) -> dict[str, Any]:
@@ -268,6 +272,19 @@ class _Telling:
             if not self._is_closing:
                 await asyncio.sleep(_TELL_PERIOD_S)  # gathers the next delta
                 self._has_more.set()
+
+
+@contextmanager
+def _refusal_as_failure() -> Iterator[None]:
+    try:
+        yield
+    except CommandRefusedError as refusal:
+        retry_after_s = refusal.retry_after_s
+        # the first try of this attempt asked otherwise (another price list, say): the next attempt is a call of its own
+        retryable = retry_after_s is not None or refusal.code == CommandIdReusedError.code
+        raise StepFailure(
+            refusal.code, str(refusal), retryable=retryable, retry_after_s=retry_after_s or 0.0
+        ) from refusal
 
 
 def _given(args: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from actors.run.dispatcher import Dispatcher
 from actors.run.runner import Done, Handler, Runner
 from actors.run.runner_actor import RunnerConnections
 from actors.shard import Shard
+from actors.tools.usage_meter import Tokens
 from events.ask import Asker
 from events.bus import Bus, unsubscribe
 from events.clock import SystemClock
@@ -27,7 +28,9 @@ from events.run import ENDS, StartRun, pack
 from events.valkey_store import ValkeyEventStore
 from events.work import WorkItem, WorkQueue
 from examples import research  # noqa: F401 - declares the sagas that two of the tests run
+from serve.booking import NOTHING, UNKNOWN, Booking, Bookings
 from serve.bootstrap.runner import open_runner
+from serve.settings import Model
 from tests.kit.cli import Cli
 from tests.kit.gateway import TEXT, World
 from tests.kit.upstream import asks
@@ -276,6 +279,23 @@ async def test_an_attempt_whose_runner_died_is_still_one_paid_call(
     types = await world.event_types()
     assert (types.count("call.reserved.v1"), types.count("call.settled.v1")) == (1, 1)
     assert (await world.usage())["output_tokens"] == world.upstream.ledger.output_tokens
+
+
+async def test_a_tenant_tells_whether_a_reservation_was_freed(world: World) -> None:
+    """Which has forgotten the reservation itself by then."""
+    model = Model.model_validate({"name": "m", "upstreams": [{"base_url": "http://127.0.0.1:1/v1", "model": "m"}]})
+    bookings = Bookings(world.asker, [model], 60)
+
+    def booking() -> Booking:
+        return Booking(world.tenant, "", "test", uuid.uuid4().hex, "run", model, 10, 10)
+
+    for tokens, was_freed in ((NOTHING, True), (UNKNOWN, False), (Tokens(1, 1, "measured"), False)):
+        await bookings.reserve(reserved := booking())
+        assert not await bookings.was_freed(reserved)
+        await bookings.settle(reserved, tokens, "failed")
+        assert await bookings.was_freed(reserved) is was_freed
+    assert not await bookings.was_freed(booking()), "never made"
+    assert (await world.event_types()).count("call.settled.v1") == 3
 
 
 async def test_what_the_budget_does_not_hold_is_not_called(
