@@ -20,6 +20,7 @@ from actors.policies.refusals import PolicyRefusal
 from actors.run.agent import AGENT
 from actors.run.functions import StepFailure
 from actors.run.runner import Ciphers, Done
+from actors.run.spending import spend
 from actors.tools.errors import ToolError
 from actors.tools.model import Assembled, ModelClient
 from actors.tools.usage_meter import Tokens, UsageMeter
@@ -28,6 +29,7 @@ from events.errors import CommandIdReusedError, CommandRefusedError, PlatformErr
 from events.ids import derived_id
 from events.run import Used
 from events.sealing import Cipher
+from events.tenant import Outcome
 from events.work import WorkItem
 from serve.agent_turns import AgentTurns
 from serve.allowance import list_prices
@@ -83,30 +85,32 @@ class ModelSteps:
         cost, in nano-USD.
         """
         call, booking = await self._reserved(item, given, left, len(tried))
-        hops, meter = self._hops(call, booking, left, tried), UsageMeter(call.input_bytes)
+        hops, trying = self._hops(call, booking, left, tried), _Try(item, call, booking, UsageMeter(call.input_bytes))
         try:
-            choice = await self._written_by_one(item, call, booking, hops, meter)
-            await self._bookings.settle(booking, meter.tokens(), "ok")
+            choice = await self._written_by_one(trying, hops)
+            used = await self._settle(booking, trying.meter.tokens(), "ok")
         except (ToolError, PolicyRefusal) as error:
-            tokens = _used_by(meter, error)
-            await self._bookings.settle(booking, tokens, "failed")
-            cost = booking.cost_nano_usd(tokens)
-            if isinstance(error, ToolError):
-                error.cost_nano_usd = cost
-            if meter.has_begun or not hops or not may_go_elsewhere(error):
+            used = await self._settle(booking, _used_by(trying.meter, error), "failed")
+            if trying.meter.has_begun or not hops or not may_go_elsewhere(error):
                 raise
             known = frozenset(hop.name for hop in self._routing.plan(call).hops)
-            return await self._paid_elsewhere(error, cost, item, given, left, known - {hop.name for hop in hops})
+            return await self._paid_elsewhere(error, used, item, given, left, known - {hop.name for hop in hops})
         finally:
             if not booking.settled:  # its time is over, or the runner is being stopped
-                self._bookings.start_settling(booking, used_when_left(meter), "cancelled")
-        tokens = meter.tokens()
-        return choice, Used(booking.cost_nano_usd(tokens), tokens.input_tokens, tokens.output_tokens)
+                tokens = trying.used_when_left()
+                _count(booking, tokens)
+                self._bookings.start_settling(booking, tokens, "cancelled")
+        return choice, used
+
+    async def _settle(self, booking: Booking, tokens: Tokens, outcome: Outcome) -> Used:
+        used = _count(booking, tokens)
+        await self._bookings.settle(booking, tokens, outcome)
+        return used
 
     async def _paid_elsewhere(
         self,
         error: ToolError | PolicyRefusal,
-        cost: int,
+        before: Used,
         item: WorkItem,
         given: dict[str, Any],
         left: int | None,
@@ -115,29 +119,27 @@ class ModelSteps:
         """A try that has failed may cost all the same: it is booked by itself, and the next one has a reservation of its own. Raises
         the ``error`` where there is no budget for that.
         """
+        cost = before.cost_nano_usd
         try:
             choice, used = await self._paid(item, given, None if left is None else left - cost, tried)
         except StepFailure as refusal:
             raise error from refusal
-        except ToolError as later:
-            later.cost_nano_usd += cost
-            raise
         return choice, msgspec.structs.replace(used, cost_nano_usd=used.cost_nano_usd + cost)
 
-    async def _written_by_one(
-        self, item: WorkItem, call: Call, booking: Booking, hops: deque[Hop], meter: UsageMeter
-    ) -> dict[str, Any]:
+    async def _written_by_one(self, trying: "_Try", hops: deque[Hop]) -> dict[str, Any]:
         """By the first that takes it; those that were tried are taken off. Raises what the last one raised, or the first one that may
         cost although it failed.
         """
+        item, booking = trying.item, trying.booking
         while True:
             hop = hops.popleft()
-            booking.served_by = "" if hop.model is call.model else hop.model.name
+            booking.served_by = "" if hop.model is trying.call.model else hop.model.name
             try:
-                return await self._written(item, call, hop, meter)
+                return await self._written(trying, hop)
             except (ToolError, PolicyRefusal) as error:
-                if not hops or _used_by(meter, error) is not NOTHING or not may_go_elsewhere(error):
+                if not hops or _used_by(trying.meter, error) is not NOTHING or not may_go_elsewhere(error):
                     raise
+                trying.is_out = False
                 log.info("model_step.next_upstream run=%s step=%s: %s", item.run_id, item.order.step, error)
 
     def _hops(self, call: Call, booking: Booking, left: int | None, tried: frozenset[str]) -> deque[Hop]:
@@ -212,12 +214,13 @@ class ModelSteps:
                 await self._bookings.reserve(booking)
         return booking
 
-    async def _written(self, item: WorkItem, call: Call, hop: Hop, meter: UsageMeter) -> dict[str, Any]:
+    async def _written(self, trying: "_Try", hop: Hop) -> dict[str, Any]:
         """The completion's one choice, told as it comes."""
-        assembled = Assembled()
+        item, call, meter, assembled = trying.item, trying.call, trying.meter, Assembled()
         telling = _Telling(self._deltas, item, await self._ciphers.cipher(item.tenant))
         try:
             async with self._routing.attempt(hop, item.tenant) as begun:
+                trying.is_out = True
                 body = call.body_for(hop.model)
                 stream = self._client.stream(hop.upstream, body, idempotency_key=item.idempotency_key)
                 async with aclosing(stream) as chunks:
@@ -231,6 +234,20 @@ class ModelSteps:
             await telling.close()
         choices = assembled.choices()
         return choices[0] if choices else {"message": {"role": "assistant", "content": ""}}
+
+
+class _Try(msgspec.Struct):
+    """A reserved call on its way. ``is_out``: an upstream may have it."""
+
+    item: WorkItem
+    call: Call
+    booking: Booking
+    meter: UsageMeter
+    is_out: bool = False
+
+    def used_when_left(self) -> Tokens:
+        """Of a repeat nobody knows: the call of the runner that died may have reached an upstream."""
+        return used_when_left(self.meter) if self.is_out or self.booking.is_repeat else NOTHING
 
 
 class _Telling:
@@ -303,6 +320,13 @@ def _text_of(chunk: dict[str, Any]) -> str:
     delta = first.get("delta") if isinstance(first, dict) else None
     content = delta.get("content") if isinstance(delta, dict) else None
     return content if isinstance(content, str) else ""
+
+
+def _count(booking: Booking, tokens: Tokens) -> Used:
+    """What its run is told that it costs, whatever becomes of the step."""
+    used = Used(booking.cost_nano_usd(tokens), tokens.input_tokens, tokens.output_tokens)
+    spend(used)
+    return used
 
 
 def _used_by(meter: UsageMeter, error: ToolError | PolicyRefusal) -> Tokens:

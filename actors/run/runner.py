@@ -16,6 +16,7 @@ from actors.policies.refusals import PolicyRefusal
 from actors.run.dispatcher import SEALED_AS
 from actors.run.fair_queue import FairQueue
 from actors.run.functions import StepContext, StepFailure, find_function
+from actors.run.spending import counting
 from actors.tools.errors import ToolError
 from actors.tools.runner import ToolFailedBeforeError
 from events.ask import Asker
@@ -60,7 +61,8 @@ class ObjectArea(Protocol):
     async def get(self, tenant: str, reference: Reference) -> bytes: ...
 
 
-# Does the work of one kind of step, with its arguments fetched; cancelled when the step's time is over.
+# Does the work of one kind of step, with its arguments fetched; cancelled when the step's time is over. What it pays for
+# before it returns it says to ``spend``.
 Handler = Callable[[WorkItem, Any], Awaitable[Done]]
 
 
@@ -199,16 +201,18 @@ class Runner:
         began = time.monotonic()
         command: FinishStep | FailStep
         failpoint("saga.before_effect", item.tenant)
-        try:
-            done = await self._do(item)
-            payload = await self._payload(item.tenant, done.result)
-            duration_us = int((time.monotonic() - began) * 1e6)
-            command = FinishStep(item.run_id, item.order.step, item.attempt, payload, duration_us, done.used)
-        except Exception as error:  # noqa: BLE001 - whatever a step raises is that step's failure
-            self._note_stall()
-            if taken in self._let_slip:
-                item = msgspec.structs.replace(item, again=True)
-            command = _failure(item, error, int((time.monotonic() - began) * 1e6))
+        with counting() as spent:
+            try:
+                done = await self._do(item)
+                spent.used = done.used  # all of it: most kinds of steps count only what they return
+                payload = await self._payload(item.tenant, done.result)
+                duration_us = int((time.monotonic() - began) * 1e6)
+                command = FinishStep(item.run_id, item.order.step, item.attempt, payload, duration_us, done.used)
+            except Exception as error:  # noqa: BLE001 - whatever a step raises is that step's failure
+                self._note_stall()
+                if taken in self._let_slip:
+                    item = msgspec.structs.replace(item, again=True)
+                command = _failure(item, error, int((time.monotonic() - began) * 1e6), spent.used)
         if item.order.undoes:
             failpoint("saga.mid_compensation", item.tenant)
         failpoint("saga.after_effect_before_record", item.tenant)
@@ -257,9 +261,10 @@ class Runner:
             await asyncio.sleep(_RETRY_S)  # back-off; only asking again tells
 
 
-def _failure(item: WorkItem, error: Exception, duration_us: int) -> FailStep:
+def _failure(item: WorkItem, error: Exception, duration_us: int, used: Used) -> FailStep:
     """How the step failed, in the saga's words. ``may_have_happened`` is the question that matters for money and mail; where
-    the attempt was handed out before, a runner that died may have got further with it than this one.
+    the attempt was handed out before, a runner that died may have got further with it than this one. ``used``: what was
+    counted; where that is nothing, the error may know of a cost.
     """
     code, message, retryable, retry_after_s, unknown = "failed", f"{type(error).__name__}: {error}", True, 0.0, True
     match error:
@@ -276,7 +281,8 @@ def _failure(item: WorkItem, error: Exception, duration_us: int) -> FailStep:
             is_final = isinstance(error, Refusal | ToolError | ToolFailedBeforeError)
             retryable = error.retryable or retry_after_s > 0 or not is_final
             unknown = bool(getattr(error, "may_have_happened", not isinstance(error, Refusal | PolicyRefusal)))
-    used = Used(cost_nano_usd=getattr(error, "cost_nano_usd", 0))
+    if used == Used():
+        used = Used(cost_nano_usd=getattr(error, "cost_nano_usd", 0))
     return FailStep(
         item.run_id, item.order.step, item.attempt, _text(code, 64), _text(message, 1_000), retryable, duration_us,
         int(min(max(retry_after_s, 0.0), _RETRY_AFTER_S_MAX) * 1e6), unknown or item.again, used,

@@ -9,14 +9,15 @@ from typing import Any
 import msgspec
 import pytest
 
+from actors.policies.refusals import BreakerOpenError
 from actors.run.functions import StepFailure
-from actors.run.runner import Done
+from actors.run.runner import Done, Runner
 from actors.tenant import Tenant, answer, decide, evolve
-from actors.tools.errors import ToolUnavailableError
+from actors.tools.errors import ToolOutcomeUnknownError, ToolUnavailableError
 from events.envelope import Ok
-from events.errors import CommandIdReusedError, CommandRefusedError, Refusal
+from events.errors import CommandIdReusedError, CommandRefusedError, Refusal, StoreUnavailableError
 from events.messages import Command
-from events.run import RetryRule, StepOrder, pack
+from events.run import FailStep, FinishStep, RetryRule, StepOrder, Used, pack
 from events.sealing import WITHOUT_KEY
 from events.tenant import CreateTenant, SetBudget
 from events.work import WorkItem
@@ -114,6 +115,7 @@ class Silent:
 
     left: int | None = None
     error: Exception | None = None
+    adds = ""
 
     def new_call(self) -> str:
         return "call"
@@ -130,12 +132,13 @@ class Silent:
     async def turn(self, _tenant: str, message: dict[str, Any], _reason: str) -> Any:
         if self.error is not None:
             raise self.error
-        return message
+        return {**message, "added": self.adds}
 
 
 class Lab:
     def __init__(self, behaviour: Behaviour) -> None:
         self.books, self.upstreams, self.rest = Books(), Upstreams(behaviour), Silent()
+        self.area: Any = None
         self.bookings = Bookings(self.books, [MODEL], 600)  # type: ignore[arg-type]
         rest: Any = self.rest
         upstreams: Any = self.upstreams
@@ -145,6 +148,24 @@ class Lab:
         await self.books.ask("acme", CreateTenant("Acme", "free"), actor="test")
         await self.books.ask("acme", SetBudget(budget, "total"), actor="test")
         return self
+
+    async def carried_out(self, work: WorkItem) -> FinishStep | FailStep:
+        """What a runner tells of it."""
+        told: list[Any] = []
+
+        class Told(Books):
+            async def ask(self, tenant: str, command: Command, **_: Any) -> Ok:
+                told.append(command)
+                return Ok({}, 1)
+
+        none: Any = None
+        asker: Any = Told()
+        runner = Runner(none, asker, none, self.area, {"model": self.steps})
+        await runner._carry_out(work, none)
+        await self.bookings.drain()
+        (command,) = told
+        assert isinstance(command, FinishStep | FailStep)
+        return command
 
     async def call(self, work: WorkItem) -> Done:
         try:
@@ -206,3 +227,72 @@ async def test_what_is_called_again_while_its_reservation_is_open_is_the_same_ca
     await lab.steps._reserve(work, call, "0")
     await lab.call(item(again=True))
     assert (lab.books.spent, lab.books.open) == (COST, 0)
+
+
+async def hangs(_upstream: Any) -> AsyncIterator[dict[str, Any]]:
+    await asyncio.Event().wait()
+    yield {}
+
+
+async def breaks_off(_upstream: Any) -> AsyncIterator[dict[str, Any]]:
+    await fail(ToolOutcomeUnknownError("m", "broke off", "upstream_unavailable", 1.0))
+    yield {}
+
+
+async def begins(_upstream: Any) -> AsyncIterator[dict[str, Any]]:
+    yield ANSWER
+    await asyncio.Event().wait()
+
+
+async def test_a_step_that_is_out_of_time_tells_its_run_what_it_cost() -> None:
+    for behaviour in (hangs, begins):
+        lab = await Lab(behaviour).open()
+        told = await lab.carried_out(item(timeout_s=0.05))
+        assert isinstance(told, FailStep)
+        assert (told.code, told.used.cost_nano_usd) == ("timeout", lab.books.spent)
+        assert told.used.cost_nano_usd >= COST
+        assert told.used.output_tokens == (50 if behaviour is begins else 0)
+
+
+async def test_a_step_tells_its_run_what_it_cost_whatever_came_after_the_try_that_cost_it() -> None:
+    for error in (BreakerOpenError("b", "open", 1.0), StoreUnavailableError("away"), StepFailure("no", "no")):
+        lab = await Lab(breaks_off).open()
+        lab.upstreams.refusing["b"] = error
+        told = await lab.carried_out(item())
+        assert isinstance(told, FailStep)
+        assert told.used.cost_nano_usd == lab.books.spent > COST
+        assert lab.books.open == 0
+
+
+@pytest.mark.parametrize("at", ["turn", "payload"])
+async def test_a_step_whose_result_can_not_be_kept_now_tells_its_run_what_it_cost(at: str) -> None:
+    class Away:
+        async def put(self, _tenant: str, _payload: bytes) -> Any:
+            raise StoreUnavailableError("away")
+
+    lab = await Lab(answers).open()
+    lab.area = Away()
+    if at == "turn":
+        lab.rest.error = StoreUnavailableError("away")
+    else:
+        lab.rest.adds = "x" * 1_000_000
+    told = await lab.carried_out(item())
+    assert isinstance(told, FailStep)
+    assert (told.code, told.used) == (StoreUnavailableError.code, Used(COST, 10, 50))
+    assert lab.books.spent == COST
+
+
+async def test_a_step_that_only_waited_for_its_upstream_costs_nothing() -> None:
+    lab = await Lab(answers).open()
+    lab.upstreams.is_full = True
+    told = await lab.carried_out(item(timeout_s=0.05))
+    assert isinstance(told, FailStep)
+    assert (told.code, told.used, lab.books.spent, lab.books.open) == ("timeout", Used(), 0, 0)
+
+
+async def test_a_repeat_that_waits_for_its_upstream_is_booked_for_the_call_before_it() -> None:
+    """Which may be with an upstream: only its runner is gone."""
+    lab = await Lab(answers).open()
+    lab.upstreams.is_full = True
+    told = await lab.carried_out(item(timeout_s=0.05, again=True))
+    assert told.used.cost_nano_usd == lab.books.spent > COST
