@@ -272,7 +272,7 @@ def _failure(item: WorkItem, error: Exception, duration_us: int, used: Used) -> 
             code, message = "timeout", f"no answer within {item.order.timeout_us / 1e6:g} s"
         case StepFailure():
             code, message, retryable, retry_after_s = error.code, error.message, error.retryable, error.retry_after_s
-            unknown = False
+            unknown = bool(getattr(error, "may_have_happened", False))
         case ResultUnusableError():
             code, message, retryable = error.code, f"the step was done, but its result can't be kept: {error}", False
         case PlatformError():

@@ -130,6 +130,8 @@ class PaymentTool(ToolAdapter[PaymentConfig]):
         reason = str(details.get("decline_code") or details.get("code") or details.get("type") or f"http_{status}")[:64]
         message = f"the payment provider answered HTTP {status} ({reason})"
         wait_s = retry_after_s(response)
+        if status == 409 and reason == "idempotency_key_in_use":  # the first request under it is still on its way
+            return ToolOutcomeUnknownError(call.tool, message, reason, wait_s)
         if status in (409, 429):
             return ToolUnavailableError(call.tool, message, reason, wait_s)
         if status >= 500 or response.headers.get("stripe-should-retry") == "true":

@@ -192,7 +192,8 @@ class Tools:
         return ToolOutcome(running.call_id, result.output, cost, running.attempts, latency_us, position, is_repeat)
 
     async def _record_failure(self, running: _Running, error: Exception, adapter: ToolAdapter[Any]) -> None:
-        may_have_happened = running.attempts > 0 and getattr(error, "may_have_happened", True)
+        is_known_by_default = isinstance(error, PolicyRefusal)  # the last attempt was none; those before it left a mark
+        may_have_happened = running.attempts > 0 and getattr(error, "may_have_happened", not is_known_by_default)
         retryable = bool(getattr(error, "retryable", False))
         if may_have_happened and not adapter.repeats_safely(running.call):
             retryable = False

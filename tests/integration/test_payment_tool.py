@@ -88,6 +88,15 @@ async def test_what_did_not_answer_may_have_happened_and_says_so(payments: Payme
         await pay(payments, PaymentRequestBuilder().build())
 
 
+async def test_while_the_first_request_under_a_key_is_on_its_way_its_outcome_is_unknown(
+    payments: PaymentTool, provider: FakeProvider
+) -> None:
+    provider.faults.append("in_use")
+    with pytest.raises(ToolOutcomeUnknownError) as busy:
+        await pay(payments, PaymentRequestBuilder().build())
+    assert (busy.value.code, busy.value.retryable) == ("idempotency_key_in_use", True)
+
+
 async def test_a_declined_card_stays_declined(payments: PaymentTool, provider: FakeProvider) -> None:
     with pytest.raises(ToolRefusedError) as refusal:
         await pay(payments, PaymentRequestBuilder().declined().build())

@@ -185,6 +185,20 @@ async def test_the_policy_that_refused_a_call_is_named(world: World) -> None:
     assert all(not event["may_have_happened"] and event["retryable"] for event in refused)
 
 
+@pytest.mark.parametrize("may_have_happened", [True, False])
+async def test_a_call_whose_first_attempt_may_have_taken_effect_is_recorded_so_whatever_the_last_one_says(
+    world: World, may_have_happened: bool
+) -> None:
+    mock = MockTool(**QUICK)
+    first = ToolOutcomeUnknownError if may_have_happened else ToolUnavailableError
+    mock.answers += [first("mock", "broke off"), BulkheadFullError("mock", "busy", 1.0)]
+    with pytest.raises(BulkheadFullError):
+        await world.call(world.tools(mock))
+    failed = (await world.events())[-1]
+    assert (failed["attempts"], failed["refused_by"]) == (2, "bulkhead")
+    assert failed["may_have_happened"] is may_have_happened
+
+
 async def test_one_tenants_overrides_are_its_own(world: World) -> None:
     mock = MockTool(overrides={world.tenant: {"bulkhead": 1, "timeout_s": 5}}, bulkhead=7)
     registry = world.tools(mock).registry

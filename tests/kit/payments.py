@@ -30,7 +30,8 @@ class FakeProvider:
     """Cards behave by their name: ``pm_card_visa`` pays, ``pm_card_chargeDeclined`` does not.
 
     ``faults`` are what goes wrong with the next requests, one each: a status, ``drop`` (done, but no answer), ``hang``
-    (done, and the answer does not come), ``garbage`` (done, and the answer can't be read), ``refuse`` (not done, no answer).
+    (done, and the answer does not come), ``garbage`` (done, and the answer can't be read), ``refuse`` (not done, no answer),
+    ``in_use`` (another request under the key is on its way).
     """
 
     def __init__(self) -> None:
@@ -47,6 +48,8 @@ class FakeProvider:
         if isinstance(fault, int):
             headers = {"retry-after": "0"} if fault in (429, 503) else {}
             return _error(fault, "api_error", f"told_to_{fault}", headers)
+        if fault == "in_use":
+            return _error(409, "idempotency_error", "idempotency_key_in_use")
         if fault == "refuse":
             return self._abort(request)
         status, answer = await self._remembered(request)

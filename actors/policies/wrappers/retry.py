@@ -4,7 +4,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 from itertools import count
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from actors.policies import retry as machine
 from actors.policies.refusals import CallTimeoutError, PolicyRefusal
@@ -12,6 +12,7 @@ from actors.policies.retry import Budget, RetryRules
 from actors.policies.wrappers.bulkhead import SemaphoreBulkhead
 from actors.policies.wrappers.timeout import remaining_s
 from actors.policies.wrappers.timing import Chance
+from events.errors import Refusal
 
 Result = TypeVar("Result")
 Retryable = Callable[[BaseException], bool]
@@ -30,9 +31,18 @@ def was_surely_not_done(error: BaseException) -> bool:
     may_have_happened: bool | None = getattr(error, "may_have_happened", None)
     if may_have_happened is not None:
         return not may_have_happened
-    return isinstance(error, ConnectionRefusedError) or (
+    return isinstance(error, ConnectionRefusedError | PolicyRefusal | Refusal) or (
         getattr(error, "retry_after_s", None) is not None and not isinstance(error, CallTimeoutError)
     )
+
+
+def _error_of(task: "asyncio.Future[Any]") -> BaseException | None:
+    return asyncio.CancelledError() if task.cancelled() else task.exception()
+
+
+def _mark(error: BaseException) -> None:
+    """An attempt before it may have taken effect: who is told of this one only must not take it for surely not done."""
+    error.may_have_happened = True  # type: ignore[attr-defined]  # any error can have it, a builtin one too
 
 
 class Retry:
@@ -62,34 +72,35 @@ class Retry:
         may_go_on: Callable[[], bool] = lambda: True,
         hedge: SemaphoreBulkhead | None = None,
     ) -> Result:
-        """The first result. Raises what the last attempt raised; its ``__notes__`` say why there was no other.
+        """The first result. Raises what the last attempt raised; its ``__notes__`` say why there was no other, and it
+        ``may_have_happened`` where that is so of an attempt before it.
 
         A call that is not ``idempotent`` is repeated only where it surely had no effect. ``may_go_on`` is asked before each
-        repeat (has the breaker opened meanwhile?). A hedge is one more call at the same time, so it needs a permit of its own
-        where there is a bulkhead (``hedge``); without a free one, there is no hedge.
+        repeat (has the breaker opened meanwhile?). A hedge is one more call at the same time, so it needs a
+        permit of its own where there is a bulkhead (``hedge``); without a free one, there is no hedge.
         """
         self._budget = machine.deposited(self.rules, self._budget)
-        try:
-            if idempotent and self.rules.hedge_after_s > 0:
-                return await self._hedged(attempt, hedge)
-            return await attempt()
-        except Exception as error:
-            if (wait_s := self._wait_s(error, 1, idempotent, may_go_on)) is None:
-                raise
-        return await self._again(wait_s, attempt, idempotent, may_go_on)
-
-    async def _again(
-        self, wait_s: float, attempt: Callable[[], Awaitable[Result]], idempotent: bool, may_go_on: Callable[[], bool]
-    ) -> Result:
-        for number in count(2):
-            await self._sleep(wait_s)
+        is_unknown = False
+        for number in count(1):
             try:
+                if number == 1 and idempotent and self.rules.hedge_after_s > 0:
+                    return await self._hedged(attempt, hedge)
                 return await attempt()
             except Exception as error:
-                if (wait := self._wait_s(error, number, idempotent, may_go_on)) is None:
+                if is_unknown:
+                    _mark(error)
+                is_unknown = not was_surely_not_done(error)
+                if not await self._has_waited(error, number, idempotent, may_go_on):
                     raise
-                wait_s = wait
         raise AssertionError  # a count has no end
+
+    async def _has_waited(self, error: Exception, number: int, idempotent: bool, may_go_on: Callable[[], bool]) -> bool:
+        """Until the next attempt may begin; False: there is none."""
+        wait_s = self._wait_s(error, number, idempotent, may_go_on)
+        if wait_s is None:
+            return False
+        await self._sleep(wait_s)
+        return True
 
     def _wait_s(self, error: Exception, number: int, idempotent: bool, may_go_on: Callable[[], bool]) -> float | None:
         """How long to wait before the next attempt, which is paid for; None: there is none."""
@@ -113,7 +124,7 @@ class Retry:
 
     async def _hedged(self, attempt: Callable[[], Awaitable[Result]], bulkhead: SemaphoreBulkhead | None) -> Result:
         """The first success of up to two attempts; the error of the last one where both fail. The loser is cancelled."""
-        running = {asyncio.ensure_future(attempt())}
+        running, errors = {asyncio.ensure_future(attempt())}, list[BaseException]()
         try:
             done, _ = await asyncio.wait(running, timeout=self.rules.hedge_after_s)
             if not done and self._may_hedge(bulkhead):
@@ -123,9 +134,14 @@ class Retry:
                     second.add_done_callback(lambda _: bulkhead.leave())
             while True:
                 done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                won = [task for task in done if not task.cancelled() and task.exception() is None]
-                if won or not running:
-                    return (won or list(done))[0].result()
+                ended = [(task, _error_of(task)) for task in done]
+                errors += [error for _, error in ended if error is not None]
+                if won := [task for task, error in ended if error is None]:
+                    return won[0].result()
+                if not running:
+                    if not all(was_surely_not_done(error) for error in errors):
+                        _mark(errors[-1])
+                    raise errors[-1]
         finally:
             for task in running:
                 task.cancel()

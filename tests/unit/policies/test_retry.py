@@ -1,6 +1,7 @@
 """Retries stay within their bounds and their budget, whatever fails."""
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -146,6 +147,46 @@ async def test_no_retry_once_whoever_is_asked_says_no() -> None:
     trying, _ = retry()
     with pytest.raises(BusyError):
         await trying.run(Flaky(BusyError()), may_go_on=lambda: False)
+
+
+SURELY_NOT = [ConnectionRefusedError, lambda: BusyError(0.0), lambda: BreakerOpenError("pay", "open")]
+
+
+@pytest.mark.parametrize("last", SURELY_NOT)
+async def test_what_is_raised_says_that_an_attempt_before_it_may_have_taken_effect(
+    last: Callable[[], Exception],
+) -> None:
+    for first, may_have_happened in (
+        ([CallTimeoutError("pay", 1.0)], True),
+        ([ConnectionResetError(), BusyError(0.0)], True),
+        ([BusyError(0.0), ConnectionRefusedError()], False),
+    ):
+        trying, _ = retry(attempts_max=len(first) + 1)
+        with pytest.raises(Exception) as failure:  # noqa: PT011 - the last one, whichever that is
+            await trying.run(Flaky(*first, error := last()))
+        assert failure.value is error
+        assert getattr(error, "may_have_happened", False) is may_have_happened
+
+
+async def test_of_two_attempts_at_once_what_is_raised_speaks_for_both() -> None:
+    for first in (CallTimeoutError("pay", 1.0), ConnectionRefusedError()):
+        trying, _ = retry(hedge_after_s=0.001, attempts_max=1)
+        started, second_began = 0, asyncio.Event()
+
+        async def attempt(first: Exception = first, second_began: asyncio.Event = second_began) -> str:
+            nonlocal started
+            started += 1
+            if started == 1:
+                await second_began.wait()
+                raise first
+            second_began.set()
+            await asyncio.sleep(0.01)
+            raise BreakerOpenError("pay", "open")
+
+        with pytest.raises(BreakerOpenError) as failure:
+            await trying.run(attempt)
+        is_unknown = isinstance(first, CallTimeoutError)
+        assert getattr(failure.value, "may_have_happened", False) is is_unknown
 
 
 async def test_a_hedge_wins_over_an_attempt_that_hangs_which_is_then_cancelled() -> None:
