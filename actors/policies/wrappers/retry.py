@@ -76,7 +76,7 @@ class Retry:
         ``may_have_happened`` where that is so of an attempt before it.
 
         A call that is not ``idempotent`` is repeated only where it surely had no effect. ``may_go_on`` is asked before each
-        repeat (has the breaker opened meanwhile?). A hedge is one more call at the same time, so it needs a
+        wait and each repeat (has the breaker opened meanwhile?). A hedge is one more call at the same time, so it needs a
         permit of its own where there is a bulkhead (``hedge``); without a free one, there is no hedge.
         """
         self._budget = machine.deposited(self.rules, self._budget)
@@ -100,7 +100,10 @@ class Retry:
         if wait_s is None:
             return False
         await self._sleep(wait_s)
-        return True
+        if remaining_s() > 0 and may_go_on():
+            return True
+        error.add_note("not tried again: while it waited, its time ran out or its dependency was switched off")
+        return False
 
     def _wait_s(self, error: Exception, number: int, idempotent: bool, may_go_on: Callable[[], bool]) -> float | None:
         """How long to wait before the next attempt, which is paid for; None: there is none."""

@@ -149,6 +149,18 @@ async def test_no_retry_once_whoever_is_asked_says_no() -> None:
         await trying.run(Flaky(BusyError()), may_go_on=lambda: False)
 
 
+async def test_no_retry_once_whoever_is_asked_says_no_during_the_wait() -> None:
+    """A breaker that has opened, a lease that has ended: the call is not made, and what is told is why it was to be repeated."""
+    for goes_on_for in (1, 3):
+        trying, clock = retry(attempts_max=4)
+        answers = iter([True] * goes_on_for + [False] * 9)
+        flaky = Flaky(*(BusyError() for _ in range(9)))
+        with pytest.raises(BusyError) as failure:
+            await trying.run(flaky, may_go_on=lambda answers=answers: next(answers))  # type: ignore[misc]
+        assert flaky.calls == len(clock.slept) == (goes_on_for + 1) // 2
+        assert "while it waited" in failure.value.__notes__[-1]
+
+
 SURELY_NOT = [ConnectionRefusedError, lambda: BusyError(0.0), lambda: BreakerOpenError("pay", "open")]
 
 
