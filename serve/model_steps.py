@@ -8,6 +8,7 @@ reservation is gone, and the second has one of its own.
 """
 
 import asyncio
+import hashlib
 import logging
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -41,6 +42,7 @@ from serve.settings import Model
 
 log = logging.getLogger(__name__)
 
+_canonical = msgspec.json.Encoder(order="deterministic")
 _TELL_PERIOD_S = 0.05  # a delta per token would cost the broker more than it gives the reader
 
 
@@ -222,7 +224,7 @@ class ModelSteps:
             async with self._routing.attempt(hop, item.tenant) as begun:
                 trying.is_out = True
                 body = call.body_for(hop.model)
-                stream = self._client.stream(hop.upstream, body, idempotency_key=item.idempotency_key)
+                stream = self._client.stream(hop.upstream, body, idempotency_key=_key_at(hop, item, body))
                 async with aclosing(stream) as chunks:
                     async for chunk in chunks:
                         if not meter.has_begun:
@@ -327,6 +329,15 @@ def _count(booking: Booking, tokens: Tokens) -> Used:
     used = Used(booking.cost_nano_usd(tokens), tokens.input_tokens, tokens.output_tokens)
     spend(used)
     return used
+
+
+def _key_at(hop: Hop, item: WorkItem, body: dict[str, Any]) -> str:
+    """The Idempotency-Key for one upstream and one body: the next attempt may have to ask for a shorter answer, and a server
+    that keeps to its keys refuses one that comes with another body.
+    """
+    digest = hashlib.sha256(f"{item.idempotency_key}/{hop.name}/{hop.upstream.model}/".encode())
+    digest.update(_canonical.encode(body))
+    return digest.hexdigest()
 
 
 def _used_by(meter: UsageMeter, error: ToolError | PolicyRefusal) -> Tokens:

@@ -296,3 +296,19 @@ async def test_a_repeat_that_waits_for_its_upstream_is_booked_for_the_call_befor
     lab.upstreams.is_full = True
     told = await lab.carried_out(item(timeout_s=0.05, again=True))
     assert told.used.cost_nano_usd == lab.books.spent > COST
+
+
+async def test_an_upstream_never_sees_one_key_with_two_bodies_and_a_repeat_keeps_its_key() -> None:
+    """Both upstreams are tried, with less left of the run's limit in the second attempt, whose runner dies and is followed."""
+    lab = await Lab(is_down).open()
+    for left, attempt, again in ((10**9, 1, False), (400_000, 2, False), (400_000, 2, True)):
+        lab.rest.left = left
+        with pytest.raises(ToolUnavailableError):
+            await lab.call(item(attempt, again=again))
+    first, second, third = lab.upstreams.calls[:2], lab.upstreams.calls[2:4], lab.upstreams.calls[4:]
+    assert [[name for name, _, _ in calls] for calls in (first, second, third)] == [["a", "b"]] * 3
+    assert second == third
+    assert first[0][2] != second[0][2], "the answer has to be shorter"
+    keys = {key for _, key, _ in lab.upstreams.calls}
+    assert "" not in keys
+    assert len(keys) == len({(name, body) for name, _, body in lab.upstreams.calls}) == 4
