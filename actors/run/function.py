@@ -146,10 +146,10 @@ class FunctionSaga:
     def forward(self, run: Run) -> Plan:
         replay = self._replayed(run)
         start = tuple(call.begin for call in replay.waits_for if call.order.step not in run.steps)
-        if start and (missing := replay.missing(run)):
+        if (start or replay.failure) and (missing := replay.missing(run)):
             raise NondeterminismError(
-                f"saga {self.name!r} version {self.version} now asks for {start[0].order.step!r} where the run has "
-                f"done {missing!r}: its code has changed under the run, or it depends on something but its input"
+                f"saga {self.name!r} version {self.version} now {_does(start, replay)} where the run has done "
+                f"{missing!r}: its code has changed under the run, or it depends on something but its input"
             )
         return Plan(start, (), replay.output, replay.failure)
 
@@ -214,7 +214,7 @@ class _Replay:
         )
 
     def go_on(self, run: Run) -> None:
-        """Until it waits for what has not ended, or is done. Raises NondeterminismError, and what the function raises."""
+        """Until it waits for what has not ended, is done, or has failed. Raises NondeterminismError."""
         while self.waits_for:
             for call in self.waits_for:
                 self._check(call, run)
@@ -235,12 +235,18 @@ class _Replay:
     def _send(self, results: tuple[Any, ...] | None) -> None:
         self.waits_for = ()
         try:
-            calls = self._body.send(results)
-        except StopIteration as end:
-            self.output = pack(end.value)
-            return
+            try:
+                calls = self._body.send(results)
+            except StopIteration as end:
+                self.output = pack(end.value)
+                return
+        except NondeterminismError:
+            raise
         except StepFailedError as error:
             self.failure = (error.code, str(error))
+            return
+        except Exception as error:  # noqa: BLE001 - the saga's own defect fails its run; what it did is known and undone
+            self.failure = ("saga_failed", f"{type(error).__name__}: {error}")
             return
         if not isinstance(calls, tuple) or not all(isinstance(call, Call) for call in calls):
             self._body.close()
@@ -250,6 +256,10 @@ class _Replay:
                 raise NondeterminismError(f"{self._title} uses the step name {call.order.step!r} twice")
             self.seen[call.order.step] = call.undo
         self.waits_for = calls
+
+
+def _does(start: tuple[Begin, ...], replay: _Replay) -> str:
+    return f"asks for {start[0].order.step!r}" if start else f"fails ({': '.join(replay.failure or ())[:200]})"
 
 
 def _has_ended(step: Step | None) -> bool:

@@ -77,6 +77,23 @@ def test_an_error_may_be_caught_and_another_way_taken() -> None:
     assert (lab.run().status, lab.output()) == ("completed", ["down", "done"])
 
 
+@pytest.mark.parametrize("flaw", ["its own error", "an output that is no data", "arguments that are no data"])
+def test_what_it_did_is_undone_where_its_own_code_fails(flaw: str) -> None:
+    async def body(flow: Flow, _given: Any) -> Any:
+        found = await flow.tool("reserve", "t", undo=Undo(tool="t"))
+        if flaw == "its own error":
+            return found["id"]
+        return object() if "output" in flaw else await flow.tool("ship", "t", object())
+
+    lab = Lab()
+    lab.start(saga(body))
+    lab.finish("reserve", {"ID": 1})
+    assert (lab.run().status, lab.run().code) == ("compensating", "saga_failed")
+    assert "Error: " in lab.run().message
+    lab.finish("undo:reserve")
+    assert lab.run().status == "compensated"
+
+
 @pytest.mark.parametrize("is_reordered", [True, False])
 def test_code_that_changed_under_its_run_blocks_it_and_says_so(is_reordered: bool) -> None:
     names, argument = ["a", "b"], ["x"]
