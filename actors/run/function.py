@@ -154,11 +154,18 @@ class FunctionSaga:
         return Plan(start, (), replay.output, replay.failure)
 
     def backward(self, run: Run) -> Plan:
-        """The newest finished step first, one at a time."""
+        """The newest finished step first, one at a time. Raises NondeterminismError where it does not know how to undo one."""
         view = View(run, self._input_type, {})
-        undos = self._replayed(run).seen
-        for name, _ in sorted(run.steps.items(), key=lambda item: item[1].finished, reverse=True):
-            undo = undos.get(name)
+        replay = self._replayed(run)
+        if missing := replay.missing(run):
+            raise NondeterminismError(
+                f"saga {self.name!r} version {self.version} does not come to step {missing!r}, which the run has begun, and so "
+                f"can't say what undoes it: register the code that the run has begun with"
+            )
+        # What may have happened has no place among what finished: it has one among what it was awaited with.
+        names = sorted(replay.seen, key=lambda name: (replay.turns[name], _finished(run, name)), reverse=True)
+        for name in names:
+            undo = replay.seen[name]
             if undo is None or not must_undo(run, name, undo):
                 continue
             undoing = run.steps.get(undo_name(name))
@@ -193,6 +200,7 @@ class _Replay:
         self._title, self._input = title, run.input
         self._body = body(Flow(run.id), given)
         self.seen: dict[str, Undo | None] = {}
+        self.turns: dict[str, int] = {}  # which steps were awaited together, and which before others
         self.taken: dict[str, Step] = {}  # steps whose results it was given
         self.waits_for: tuple[Call, ...] = ()
         self.output: bytes | None = None
@@ -251,15 +259,21 @@ class _Replay:
         if not isinstance(calls, tuple) or not all(isinstance(call, Call) for call in calls):
             self._body.close()
             raise NondeterminismError(f"{self._title} awaits {calls!r}: it may await only its flow")
+        turn = len(self.seen)
         for call in calls:
             if call.order.step in self.seen:
                 raise NondeterminismError(f"{self._title} uses the step name {call.order.step!r} twice")
             self.seen[call.order.step] = call.undo
+            self.turns[call.order.step] = turn
         self.waits_for = calls
 
 
 def _does(start: tuple[Begin, ...], replay: _Replay) -> str:
     return f"asks for {start[0].order.step!r}" if start else f"fails ({': '.join(replay.failure or ())[:200]})"
+
+
+def _finished(run: Run, name: str) -> int:
+    return run.steps[name].finished if name in run.steps else 0
 
 
 def _has_ended(step: Step | None) -> bool:

@@ -115,6 +115,44 @@ def test_code_that_changed_under_its_run_blocks_it_and_says_so(is_reordered: boo
     assert lab.names() == []
 
 
+@pytest.mark.parametrize("end", ["cancel", "deadline"])
+def test_what_changed_code_no_longer_knows_is_not_forgotten_at_the_end(end: str) -> None:
+    """The run stays blocked until the code is back that can undo it."""
+    names = ["reserve"]
+
+    async def body(flow: Flow, _given: Any) -> None:
+        await flow.tool(names[0], "t", undo=Undo(tool="t"))
+        await flow.signal("approved")
+
+    lab, program = Lab(), saga_function(f"f-{uuid.uuid4().hex[:8]}")(body)
+    lab.start(program.name, deadline_us=lab.now_us + 60_000_000)
+    lab.finish("reserve")
+    names[:] = ["hold"]
+    program._replays.clear()  # as in a process that has the new code only
+    lab.cancel() if end == "cancel" else lab.wait(61)
+    assert lab.run().status == "blocked"
+    assert "does not come to step 'reserve'" in lab.run().blocked
+    names[:] = ["reserve"]
+    program._replays.clear()
+    lab.take(machine.resume(lab.runs, lab.now_us))
+    lab.finish("undo:reserve")
+    assert lab.run().status == ("cancelled" if end == "cancel" else "timed_out")
+
+
+def test_what_may_have_happened_is_undone_in_its_turn() -> None:
+    async def body(flow: Flow, _given: Any) -> None:
+        await flow.tool("reserve", "t", undo=Undo(tool="t"))
+        await flow.tool("pay", "t", retry=ONCE, undo=Undo(tool="t", if_unknown=True))
+
+    lab = Lab()
+    lab.start(saga(body))
+    lab.finish("reserve")
+    lab.fail("pay", unknown=True)
+    assert lab.names() == ["undo:pay"]
+    lab.finish("undo:pay")
+    assert lab.names() == ["undo:reserve"]
+
+
 def test_it_may_await_nothing_but_its_flow() -> None:
     async def body(_flow: Flow, _given: Any) -> None:
         await asyncio.sleep(0)
