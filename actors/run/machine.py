@@ -13,7 +13,7 @@ import msgspec
 from actors.run import registry
 from actors.run.definition import Begin, NondeterminismError, Plan, Program
 from actors.run.open_runs import WORK_KINDS, Runs, capped, fold, step_due_us
-from actors.run.state import Run, Step, describe, evolve
+from actors.run.state import Run, Step, describe, evolve, undo_name
 from events.errors import (
     AlreadyExistsError,
     InvalidCommandError,
@@ -229,7 +229,17 @@ class _Turn:
             raise InvalidCommandError("the run's deadline is over already")
         program = registry.find(command.saga, command.version)
         program.check_input(command.input)
+        self._check_kept(command, program)
         self._begin(command, program.version)
+
+    def _check_kept(self, command: StartRun, program: Program) -> None:
+        """An effect has one owner: while a run is under way it may still undo what its fork would have, and undo, too."""
+        source = self.runs.open.get(command.forked_from)
+        for kept in command.kept if source is not None else ():
+            assert source is not None
+            if undo_name(kept.order.step) in source.steps or _may_undo(program, source, kept.order.step):
+                problem = f"it is under way and may undo step {kept.order.step!r}, which the fork would take over"
+                raise RunClosedError(source.id, f"{problem}: fork it once it has ended, or at that step")
 
     def _begin(self, command: StartRun, version: int) -> None:
         self.emit(
@@ -541,6 +551,13 @@ def child_id(parent: str, step: str) -> str:
     return f"{parent}/{step}"
 
 
+def _may_undo(program: Program, run: Run, step: str) -> bool:
+    try:
+        return program.has_undo(run, step)
+    except Exception:  # noqa: BLE001 - its code does not fit the run: who knows
+        return True
+
+
 def _check_name(what: str, text: str) -> None:
     if not 0 < len(text) <= NAME_CHARS_MAX or not text.isprintable():
         raise InvalidCommandError(f"a {what} has 1 to {NAME_CHARS_MAX} printable characters, got {text[:40]!r}")
@@ -559,10 +576,14 @@ def kept_until(run: Run, step: str) -> tuple[KeptStep, ...]:
 
     Raises:
         NotFoundError: The run never came to that step.
+        RunClosedError: A step before it has been undone: that one has to be done anew too, with what came after it and may
+            rest on its result.
     """
     if step not in run.steps:
         raise NotFoundError("step", step)
     names = list(run.steps)[: list(run.steps).index(step)]
+    if undone := next((name for name in names if undo_name(name) in run.steps), None):
+        raise RunClosedError(run.id, f"its step {undone!r} has been undone: fork it at that step, or at one before")
     return tuple(
         KeptStep(found.order, found.args, found.result)
         for name in names

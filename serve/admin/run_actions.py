@@ -135,8 +135,12 @@ async def retry(services: Services, who: Who, run_id: str, response: Response, k
 async def fork(services: Services, who: Who, run_id: str, step: str, response: Response, key: str | None) -> RunOut:
     """A new run that takes over what had finished before the step, and does that step and all after it anew.
 
+    Of a run that is under way only what it would not undo is taken over: each effect has one owner.
+
     Raises:
         NotFoundError: No such run, or it never came to that step.
+        RunClosedError: What would be taken over has been undone; the run is another's step.
+        CommandRefusedError: What would be taken over a run under way may still undo.
     """
     run = await services.runs.run(who.tenant, run_id)
     if run.parent:

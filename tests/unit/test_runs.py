@@ -452,10 +452,41 @@ def test_a_fork_takes_over_what_was_done() -> None:
     lab = started(Lab())
     lab.finish("reserve", "r1")
     lab.finish("charge", "c1")
-    run = lab.run()
-    kept = machine.kept_until(run, "email")
-    lab.send(StartRun("f", run.saga, run.input, run.version, forked_from="r", kept=kept))
+    lab.finish("email")
+    lab.finish("ship")
+    fork(lab, "email")
     assert [item.order.step for item in lab.todo if item.run_id == "f"] == ["email"]
+
+
+def fork(lab: Lab, step: str) -> None:
+    run = lab.run()
+    kept = machine.kept_until(run, step)
+    lab.send(StartRun("f", run.saga, run.input, run.version, forked_from="r", kept=kept))
+
+
+def test_a_fork_takes_over_nothing_that_was_undone() -> None:
+    """Else it would go on from a reservation that is gone, and undo it once more under a key of its own."""
+    lab = Lab()
+    lab.start(saga(Step("a", tool="t"), Step("b", tool="t", undo=undo("b")), Step("c", tool="t"), Step("d", tool="t")))
+    for step in ("a", "b", "c"):
+        lab.finish(step)
+    lab.fail("d")
+    lab.finish("undo:b")
+    with pytest.raises(RunClosedError, match="step 'b' has been undone: fork it at that step"):
+        machine.kept_until(lab.run(), "d")
+    fork(lab, "b")
+    assert lab.names() == ["b"], "with a taken over"
+
+
+def test_a_run_under_way_and_its_fork_never_own_one_effect() -> None:
+    lab = Lab()
+    lab.start(saga(Step("a", tool="t"), Step("b", tool="t", undo=undo("b")), Signal("c")))
+    lab.finish("a")
+    lab.finish("b")
+    with pytest.raises(RunClosedError, match="may undo step 'b', which the fork would take over"):
+        fork(lab, "c")
+    fork(lab, "b")
+    assert lab.names() == ["b"], "what it can't undo may be used by both"
 
 
 @pytest.mark.parametrize(
