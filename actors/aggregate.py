@@ -107,10 +107,10 @@ def _decide_caps(state: State, tenant: str, command: CapsCommand, now_us: int) -
     return [*runs.cap(state.runs, command, now_us)] if isinstance(command, CapRuns) else []
 
 
-def _decide_reopening(_state: State, tenant: str, command: ReopenRun, now_us: int) -> list[DomainEvent]:
+def _decide_reopening(state: State, tenant: str, command: ReopenRun, now_us: int) -> list[DomainEvent]:
     if tenant == SYSTEM_TENANT:
         raise _of_the_platform()
-    return [*runs.reopen(runs.run_of(command), now_us)]
+    return [*runs.reopen(runs.run_of(command), now_us, state.runs)]
 
 
 def _decide_tools(state: State, tenant: str, command: ToolCommand, now_us: int) -> list[DomainEvent]:

@@ -12,7 +12,7 @@ import msgspec
 
 from actors.run.definition import Begin, Plan, Retry
 from actors.run.registry import register
-from actors.run.state import Run, Step
+from actors.run.state import Run, Step, failed_for_good
 from events.errors import InvalidCommandError
 from events.run import Reference, RetryRule, StepKind, StepOrder, pack, unpack, with_reference
 
@@ -110,6 +110,9 @@ class AgentProgram:
 
     def has_undo(self, _run: Run, _step: str) -> bool:
         return False
+
+    def gave_up_at(self, run: Run) -> tuple[str, ...]:
+        return failed_for_good(run)
 
     def backward(self, _run: Run) -> Plan:
         return Plan()

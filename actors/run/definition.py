@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from actors.run.state import Run, undo_name
+from actors.run.state import Run, failed_for_good, undo_name
 from events.errors import InvalidCommandError, PlatformError
 from events.run import Reference, RetryRule, StepKind, StepOrder, pack, unpack
 
@@ -278,6 +278,10 @@ class Program(Protocol):
 
     def has_undo(self, run: Run, step: str) -> bool: ...
 
+    def gave_up_at(self, run: Run) -> tuple[str, ...]:
+        """Steps of a failed run that have to be tried again for it to go on; not those that it went on without."""
+        ...
+
 
 def check_patches(name: str, version: int, patches: tuple[int, ...]) -> tuple[int, ...]:
     """Raises ValueError where a version would take over runs of itself or of a newer one."""
@@ -340,6 +344,9 @@ class Saga:
     def has_undo(self, _run: Run, step: str) -> bool:
         leaf = self._leaves.get(step)
         return leaf is not None and leaf.undo is not None
+
+    def gave_up_at(self, run: Run) -> tuple[str, ...]:
+        return failed_for_good(run)
 
     def forward(self, run: Run) -> Plan:
         self._check_knows(run)

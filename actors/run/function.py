@@ -143,6 +143,13 @@ class FunctionSaga:
     def has_undo(self, run: Run, step: str) -> bool:
         return self._replayed(run).seen.get(step) is not None
 
+    def gave_up_at(self, run: Run) -> tuple[str, ...]:
+        """Of what it awaited last: a failure before that it has caught."""
+        replay = self._replayed(run)
+        last = max(replay.turns.values(), default=0)
+        names = [name for name, turn in replay.turns.items() if turn == last]
+        return tuple(name for name in names if name in run.steps and run.steps[name].status == "failed")
+
     def forward(self, run: Run) -> Plan:
         replay = self._replayed(run)
         start = tuple(call.begin for call in replay.waits_for if call.order.step not in run.steps)

@@ -12,8 +12,8 @@ import msgspec
 
 from actors.run import registry
 from actors.run.definition import Begin, NondeterminismError, Plan, Program
-from actors.run.open_runs import WORK_KINDS, Runs, capped, fold, step_due_us
-from actors.run.state import Run, Step, describe, evolve, undo_name
+from actors.run.open_runs import Runs, capped, fold, step_due_us
+from actors.run.state import WORK_KINDS, Run, Step, describe, evolve, failed_for_good, undo_name
 from events.errors import (
     AlreadyExistsError,
     InvalidCommandError,
@@ -121,18 +121,48 @@ def act(runs: Runs, command: RunCommand, now_us: int) -> tuple[list[RunEvents], 
     return turn.events, turn.runs
 
 
-def reopen(run: Run, now_us: int) -> list[RunEvents]:
-    """Events that have a run tried again which had ended; ``run`` is folded from its stream. Raises RunClosedError."""
-    stuck = tuple(name for name, step in run.steps.items() if step.status == "stuck")
-    failed = tuple(name for name, step in run.steps.items() if step.status == "failed")
-    if run.status not in ENDS:
+def reopen(run: Run, now_us: int, runs: Runs = Runs()) -> list[RunEvents]:  # noqa: B008 - frozen
+    """Events that have a run tried again which had ended; ``run`` is folded from its stream, ``runs`` are the open ones.
+
+    Compensations that are stuck are tried again; else the run goes on where it failed, if nothing of it has been undone.
+
+    Raises:
+        RunClosedError: Nothing of it can be tried again in place.
+    """
+    if run.status not in ENDS or run.id in runs.open:
         raise RunClosedError(run.id, "it is under way: it retries by itself")
-    if not stuck and (run.status != "failed" or not failed):
-        raise RunClosedError(run.id, f"it is {run.status}, nothing of it can be tried again in place; fork it instead")
-    turn = _Turn(Runs(), now_us)
-    turn.emit(RunReopened(run.id, stuck or failed, not stuck, pack(run)))
+    if run.parent and not _is_awaited(runs, run):
+        raise RunClosedError(run.id, f"run {run.parent!r}, whose step it was, no longer waits for it: retry that one")
+    stuck = tuple(name for name, step in run.steps.items() if step.status == "stuck")
+    again = stuck or _to_try_again(run)
+    for name in again:
+        if (child := child_id(run.id, name, run.steps[name].attempt)) in runs.open:
+            raise RunClosedError(run.id, f"its child {child!r} is under way: wait until that has ended")
+    turn = _Turn(runs, now_us)
+    turn.emit(RunReopened(run.id, again, not stuck, pack(run)))
     turn.fire(run.id)
     return turn.events
+
+
+def _is_awaited(runs: Runs, child: Run) -> bool:
+    parent = runs.open.get(child.parent)
+    return parent is not None and _step_of_child(parent, child.id) is not None
+
+
+def _to_try_again(run: Run) -> tuple[str, ...]:
+    """Steps that failed for good and without which the run could not go on. Raises RunClosedError."""
+    if any(step.order is not None and step.order.undoes for step in run.steps.values()):
+        raise RunClosedError(run.id, "what it had done is undone, it can't go on from there; fork it instead")
+    failed: tuple[str, ...] = ()
+    if run.status == "failed":
+        try:
+            program = registry.patch_of(run.saga, run.version) or registry.find(run.saga, run.version)
+            failed = program.gave_up_at(run)
+        except PlatformError as error:
+            raise RunClosedError(run.id, f"its code can't say where it failed: {error}") from error
+    if not failed:
+        raise RunClosedError(run.id, f"it is {run.status}, nothing of it can be tried again in place; fork it instead")
+    return failed
 
 
 def fire_timers(runs: Runs, now_us: int, events_max: int = FIRED_AT_ONCE_MAX) -> list[RunEvents]:
@@ -257,7 +287,8 @@ class _Turn:
         step = run.steps.get(command.step)
         if step is None:
             raise NotFoundError("step", command.step)
-        if step.status in ("scheduled", "retrying"):  # a late answer of an earlier attempt is as good as any
+        is_begun = step.status in ("scheduled", "retrying") or (step.status == "queued" and step.attempt > 0)
+        if is_begun:  # a late answer of an earlier attempt is as good as any
             self._succeed(command.run_id, command.step, command.result, command.duration_us, command.used)
             self.advance(command.run_id)
 
@@ -295,15 +326,22 @@ class _Turn:
             self.emit(RunFailing(run_id, "timed_out", "the run took longer than it may", "timed_out"))
         for name, step in list(run.under_way()):
             due_us = step_due_us(step)
-            if due_us and due_us <= self.now_us:
+            if due_us and due_us <= self.now_us and self._is_still(run_id, name, step):
                 self._fire_step(run_id, name, step)
         self.advance(run_id)
+
+    def _is_still(self, run_id: str, name: str, step: Step) -> bool:
+        """A child that ended as it began may have changed all of its parent."""
+        run = self.runs.open.get(run_id)
+        return run is not None and run.steps.get(name) == step
 
     def _fire_step(self, run_id: str, name: str, step: Step) -> None:
         order = step.order
         assert order is not None
         if step.status == "retrying":
-            self._schedule(run_id, Begin(order, step.args), step.attempt + 1)
+            self._start_step(run_id, Begin(order, step.args), step.attempt + 1)
+            if order.kind == "child" and self._waits_for_child(run_id, name):
+                self._start_child(run_id, Begin(order, step.args))
         elif order.kind == "timer":
             self._succeed(run_id, name, pack(None), 0, Used())
         elif order.kind == "signal":
@@ -391,11 +429,11 @@ class _Turn:
             order = step.order
             if order is None or order.undoes or not step.is_under_way:
                 continue
-            waits = step.status == "retrying" and not step.may_have_happened
-            if waits or step.status == "queued" or order.kind in ("signal", "timer"):
+            waits = step.status in ("retrying", "queued") and not step.may_have_happened
+            if waits or order.kind in ("signal", "timer"):
                 self.emit(StepSkipped(run_id, name))
             elif order.kind == "child":
-                if (child := child_id(run_id, name)) in self.runs.open:
+                if (child := child_id(run_id, name, step.attempt)) in self.runs.open:
                     self.cancel(child, "its parent run was cancelled or has failed")
                 else:  # it was about to begin
                     self.emit(StepSkipped(run_id, name))
@@ -416,10 +454,12 @@ class _Turn:
         ]  # fmt: skip
         has_undone = any(step.order is not None and step.order.undoes for step in run.steps.values())
         if stuck:
-            self._end(run, "failed", message=f"{run.failing.message}; could not be undone: {', '.join(stuck)}")
+            self._end(
+                run, "failed", message=f"{run.failing.message}; could not be undone: {', '.join(stuck)}", has_left=True
+            )
         elif unknown:
             text = f"{run.failing.message}; nobody knows whether these took effect: {', '.join(unknown)}"
-            self._end(run, "failed", message=text)
+            self._end(run, "failed", message=text, has_left=True)
         elif run.failing.end == "compensated" and not has_undone:
             self._end(run, "failed")
         else:
@@ -431,8 +471,9 @@ class _Turn:
             return
         if run.failing is None:
             self.emit(RunFailing(run_id, code, message[:1_000], "compensated"))
-        else:  # even the way back is broken: a person has to look
-            self._end(run, "failed", message=f"{run.failing.message}; then {message[:1_000]}")
+        elif not any(run.under_way()):  # even the way back is broken: once the rest of it is done a person has to look
+            text = f"{run.failing.message}; then {message[:1_000]}"
+            self._end(run, "failed", message=text, has_left=True)
 
     def _follow(self, run_id: str, plan: Plan) -> None:
         sizes = [len(begin.args) for begin in plan.start]
@@ -450,18 +491,22 @@ class _Turn:
             if begin.order.kind == "child" and self._waits_for_child(run_id, begin.order.step):
                 self._start_child(run_id, begin)
 
-    def _start_step(self, run_id: str, begin: Begin) -> None:
+    def _start_step(self, run_id: str, begin: Begin, attempt: int = 1) -> None:
+        """Compensations never wait for room. An attempt after a failure does: after an outage all would go out at once."""
         order = begin.order
         if order.kind in WORK_KINDS and not order.undoes and not self.runs.has_room(order.target):
             self.emit(StepQueued(run_id, order, begin.args))
         else:
-            self._schedule(run_id, begin, 1)
+            self._schedule(run_id, begin, attempt)
 
     def _waits_for_child(self, run_id: str, name: str) -> bool:
         """Not where a child that began before it has ended the run already, or made it fail."""
         run = self.runs.open.get(run_id)
+        step = run.steps[name] if run is not None else None
         return (
-            run is not None and run.steps[name].status == "scheduled" and child_id(run_id, name) not in self.runs.open
+            step is not None
+            and step.status == "scheduled"
+            and child_id(run_id, name, step.attempt) not in self.runs.open
         )
 
     def _schedule(self, run_id: str, begin: Begin, attempt: int) -> None:
@@ -470,7 +515,8 @@ class _Turn:
     def _start_child(self, parent: str, begin: Begin) -> None:
         order = begin.order
         run = self.run(parent)
-        identity = child_id(parent, order.step)
+        attempt = run.steps[order.step].attempt
+        identity = child_id(parent, order.step, attempt)
         problem = ""
         if parent.count("/") >= CHILD_DEPTH_MAX:
             problem = f"runs nest at most {CHILD_DEPTH_MAX} deep"
@@ -482,7 +528,7 @@ class _Turn:
         except PlatformError as error:
             problem = str(error)
         if problem:
-            self.emit(StepFailed(parent, order.step, 1, "child_refused", problem, 0, 0, Used()))
+            self.emit(StepFailed(parent, order.step, attempt, "child_refused", problem, 0, 0, Used()))
             return
         command = StartRun(
             identity, order.target, begin.args, program.version, run.priority, 0, parent, run.key_id, dict(run.tags),
@@ -523,32 +569,60 @@ class _Turn:
             step = self.runs.open[run_id].steps[name]
             assert step.order is not None
             if self.runs.has_room(step.order.target):
-                self._schedule(run_id, Begin(step.order, step.args), 1)
+                self._schedule(run_id, Begin(step.order, step.args), step.attempt + 1)
 
-    def _end(self, run: Run, status: RunStatus, output: bytes = b"", message: str = "") -> None:
+    def _end(
+        self, run: Run, status: RunStatus, output: bytes = b"", message: str = "", *, has_left: bool = False
+    ) -> None:
+        """``has_left``: it may have effects that nobody has undone, though somebody should."""
         self.emit(RunEnded(run.id, status, self.now_us, output, message=message))
         if run.parent and (parent := self.runs.open.get(run.parent)) is not None:
-            self._report_to_parent(parent, run, status, output, message)
+            self._report_to_parent(parent, run, status, output, message, has_left=has_left)
 
-    def _report_to_parent(self, parent: Run, child: Run, status: RunStatus, output: bytes, message: str) -> None:
-        name = child.id.rpartition("/")[2]
-        step = parent.steps.get(name)
-        if step is None or step.status != "scheduled":
+    def _report_to_parent(
+        self, parent: Run, child: Run, status: RunStatus, output: bytes, message: str, *, has_left: bool
+    ) -> None:
+        name = _step_of_child(parent, child.id)
+        if name is None:
             return
         duration_us = self.now_us - child.started_us
         if status == "completed":
             self._succeed(parent.id, name, output, duration_us, child.used)
         else:
             text = f"run {child.id} is {status}: {message or child.message}"
-            self.emit(StepFailed(parent.id, name, 1, f"child_{status}", text[:1_000], 0, duration_us, child.used))
+            attempt = parent.steps[name].attempt
+            has_left = has_left or (status == "failed" and _may_have_left(child))
+            self.emit(
+                StepFailed(
+                    parent.id, name, attempt, f"child_{status}", text[:1_000], 0, duration_us, child.used, has_left
+                )
+            )
         self.advance(parent.id)
 
 
 _decode_run = msgspec.msgpack.Decoder(Run).decode
 
 
-def child_id(parent: str, step: str) -> str:
-    return f"{parent}/{step}"
+def child_id(parent: str, step: str, attempt: int = 1) -> str:
+    """A step that is tried again gets a child of its own: the effects of the one before may be undone, so under its id, which
+    is in their idempotency keys, they would not happen anew.
+    """
+    return f"{parent}/{step}" if attempt <= 1 else f"{parent}/{step}:{attempt}"
+
+
+def _may_have_left(run: Run) -> bool:
+    """Whether what made it fail may have had its effect all the same."""
+    return any(run.steps[name].may_have_happened and undo_name(name) not in run.steps for name in failed_for_good(run))
+
+
+def _step_of_child(parent: Run, child: str) -> str | None:
+    """The step that waits for it, if one does."""
+    name = child[len(parent.id) + 1 :]
+    for step in (name, name.rpartition(":")[0]):
+        found = parent.steps.get(step)
+        if found is not None and found.status == "scheduled" and child_id(parent.id, step, found.attempt) == child:
+            return step
+    return None
 
 
 def _may_undo(program: Program, run: Run, step: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from actors.persistent import EMPTY, Map
-from actors.run.state import Run, Step, evolve
+from actors.run.state import WORK_KINDS, Run, Step, evolve
 from events.run import (
     CompensationStuck,
     RunEnded,
@@ -25,8 +25,6 @@ STEPS_UNDER_WAY_MAX = 256
 STEPS_OF_TARGET_MAX = 64
 # Work that nobody has answered for this long, beyond the step's own time-out, is handed out again.
 REQUEUE_AFTER_US = 120_000_000
-_OF_STEPS = frozenset((StepScheduled, StepSucceeded, StepFailed, StepSkipped, CompensationStuck))
-WORK_KINDS = ("tool", "function", "model")
 
 
 class Caps(msgspec.Struct, frozen=True):

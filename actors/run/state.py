@@ -33,6 +33,7 @@ from events.run import (
 # queued: waits for room; scheduled: with a runner, or waiting for what it waits for; retrying: waits for its next
 # attempt; stuck: a compensation that failed for good
 StepStatus = Literal["queued", "scheduled", "retrying", "succeeded", "failed", "skipped", "stuck"]
+WORK_KINDS = ("tool", "function", "model")
 _UNDER_WAY = ("queued", "scheduled", "retrying")
 
 
@@ -110,6 +111,11 @@ class Run(msgspec.Struct, frozen=True):
 
 
 _decode_run = msgspec.msgpack.Decoder(Run).decode
+
+
+def failed_for_good(run: Run) -> tuple[str, ...]:
+    """Steps without which it can't go on."""
+    return tuple(name for name, step in run.steps.items() if step.status == "failed" and not step.is_done)
 
 
 def undo_name(step: str) -> str:
@@ -193,18 +199,31 @@ def _evolve_reopened(run: Run, event: RunReopened) -> Run:
     replace = msgspec.structs.replace
     if event.run:  # of an erased tenant nothing is left of it
         run = _decode_run(event.run)
-    steps = dict(run.steps)
+    steps = _with_stopped_anew(run.steps) if event.is_forward else dict(run.steps)
     for name in event.steps:
         before = steps.get(name, Step("failed"))
         steps[name] = replace(before, status="retrying", due_us=0, forgiven=before.attempt)
     active = tuple(name for name, step in steps.items() if step.is_under_way)
     run = replace(run, steps=steps, active=active, broken="", ended_us=0, deadline_us=0)
     if event.is_forward:
-        return replace(run, status="running", failing=None, code="", message="")
+        return replace(run, status="running", is_cancelled=False, failing=None, code="", message="")
     return replace(run, status="compensating")
 
 
 def _put(run: Run, name: str, step: Step) -> Run:
+def _with_stopped_anew(steps: Mapping[str, Step]) -> dict[str, Step]:
+    """What the failing run stopped waiting for is planned anew (a step that its condition skipped was never ordered); what waited
+    for its next attempt has that one.
+    """
+    kept: dict[str, Step] = {}
+    for name, step in steps.items():
+        if step.status != "skipped" or step.order is None:
+            kept[name] = step
+        elif step.attempt and step.order.kind in WORK_KINDS:
+            kept[name] = msgspec.structs.replace(step, status="retrying", due_us=0)
+    return kept
+
+
     active = run.active
     if step.is_under_way != (name in active):
         active = (*active, name) if step.is_under_way else tuple(other for other in active if other != name)

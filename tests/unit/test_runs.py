@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from actors.aggregate import State, decide, evolve
 from actors.run import (
     Child,
     Parallel,
@@ -31,15 +32,19 @@ from events.run import (
     DescribeStep,
     FailStep,
     FinishStep,
+    ReopenRun,
     RetryRule,
     RetryRun,
     RunEnded,
+    RunReopened,
     RunsCapped,
     RunStarted,
     StartRun,
+    StepFailed,
     StepRequeued,
     StepScheduled,
     StepSucceeded,
+    Used,
     pack,
 )
 from tests.kit.factories import NOW_US
@@ -281,6 +286,27 @@ def test_a_childs_output_is_its_steps_result_and_its_failure_the_steps() -> None
     assert (lab.run().status, lab.run().code) == ("failed", "child_failed")
 
 
+@pytest.mark.parametrize("left", ["stuck", "unknown", "broken"])
+def test_a_child_that_left_something_behind_is_a_step_that_may_have_happened(left: str) -> None:
+    """Else nobody would undo the step, though its parent knows how to."""
+
+    def args(run: Any) -> Any:
+        return run["nobody"] if left == "broken" else None
+
+    lab = Lab()
+    keeps = Step("keep", tool="t", undo=Undo(tool="t", args=args, retry=Retry(1)))
+    child = saga(keeps, Step("work", tool="t", undo=undo("work")))
+    lab.start(saga(Child("sub", saga=child, undo=Undo(tool="t", if_unknown=True))))
+    lab.finish("keep")
+    lab.fail("work", unknown=left == "unknown")
+    if left == "stuck":
+        lab.fail("undo:keep")
+    elif left == "unknown":
+        lab.finish("undo:keep")
+    assert lab.run("r/sub").status == "failed"
+    assert lab.names() == ["undo:sub"]
+
+
 def test_a_compensation_that_fails_for_good_is_stuck_until_a_person_has_it_tried_again() -> None:
     lab = Lab()
     forever = Undo(tool="t", retry=Retry(attempts=2))
@@ -312,6 +338,89 @@ def test_a_failed_run_goes_on_where_it_failed() -> None:
     assert (lab.run().status, lab.output(), lab.run().code) == ("completed", "done", "")
     with pytest.raises(RunClosedError, match="completed"):
         machine.reopen(lab.run(), lab.now_us)
+
+
+def retry(lab: Lab, run_id: str = "r") -> None:
+    lab.take(machine.reopen(lab.run(run_id), lab.now_us, lab.runs))
+
+
+def test_a_run_that_is_tried_again_twice_at_once_goes_on_once() -> None:
+    lab = Lab()
+    lab.start(saga(Step("a", tool="t")))
+    lab.fail("a")
+    ended = lab.run()
+    state = State(runs=lab.runs)
+    command = ReopenRun("r", pack(ended))
+    for event in decide(state, "acme", command, lab.now_us):
+        state = evolve(state, event)
+    with pytest.raises(RunClosedError, match="under way"):
+        decide(state, "acme", command, lab.now_us)
+
+
+def test_a_run_whose_steps_were_undone_does_not_go_on_over_them() -> None:
+    lab = Lab()
+    lab.start(saga(Step("a", tool="t", undo=undo("a")), Step("b", tool="t", undo=undo("b")), Step("c", tool="t")))
+    lab.finish("a")
+    lab.fail("b", unknown=True)
+    lab.finish("undo:a")
+    assert lab.run().status == "failed"
+    with pytest.raises(RunClosedError, match="fork it instead"):
+        retry(lab)
+
+
+def test_what_a_run_went_on_without_is_not_tried_again() -> None:
+    lab = Lab()
+    lab.start(saga(Step("mail", tool="t", optional=True), Step("b", tool="t")))
+    lab.fail("mail")
+    lab.fail("b")
+    retry(lab)
+    assert lab.names() == ["b"]
+
+
+def test_a_run_that_is_tried_again_waits_anew_for_what_it_had_stopped_to_wait_for() -> None:
+    """Else it would ship what nobody has approved."""
+    lab = Lab()
+    never = Step("never", tool="t", when=lambda _: False)
+    slow = Step("slow", tool="t", retry=Retry(2))
+    lab.start(saga(never, Parallel(Step("charge", tool="t"), Signal("approve"), slow), Step("ship", tool="t")))
+    lab.fail("slow", retryable=True)
+    lab.fail("charge")
+    assert lab.run().status == "failed"
+    retry(lab)
+    assert lab.names() == ["charge", "slow"]
+    assert lab.run().steps["never"].status == "skipped"
+    assert lab.work("slow").attempt == 2
+    lab.finish("charge")
+    lab.finish("slow")
+    assert lab.names() == []
+    lab.signal("approve")
+    assert lab.names() == ["ship"]
+
+
+def test_a_child_that_is_tried_again_begins_anew_as_a_run_of_its_own() -> None:
+    """Not under the same id: under the same keys its effects, that were undone, would not happen again."""
+    lab = Lab()
+    child = saga(Step("work", tool="t"), output=lambda run: run["work"])
+    lab.start(saga(Child("sub", saga=child), output=lambda run: run["sub"]))
+    for _ in range(2):
+        lab.fail("work")
+        assert lab.run().status == "failed"
+        retry(lab)
+    assert (lab.work("work").run_id, lab.run("r/sub:2").status) == ("r/sub:3", "failed")
+    with pytest.raises(RunClosedError, match="no longer waits for it"):
+        retry(lab, "r/sub")
+    lab.finish("work", "done")
+    assert (lab.run().status, lab.output()) == ("completed", "done")
+
+
+def test_a_child_that_is_tried_again_is_cancelled_with_its_parent() -> None:
+    lab = Lab()
+    lab.start(saga(Child("sub", saga=saga(Step("work", tool="t"), Signal("go")))))
+    lab.fail("work")
+    retry(lab)
+    lab.cancel()
+    lab.finish("work")
+    assert (lab.run("r/sub:2").status, lab.run().status) == ("cancelled", "cancelled")
 
 
 def test_a_step_whose_effect_nobody_knows_needs_a_person_or_an_undo_that_says_it_can() -> None:

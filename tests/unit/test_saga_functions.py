@@ -77,6 +77,24 @@ def test_an_error_may_be_caught_and_another_way_taken() -> None:
     assert (lab.run().status, lab.output()) == ("completed", ["down", "done"])
 
 
+def test_it_is_tried_again_where_it_gave_up_and_not_where_it_took_another_way() -> None:
+    async def body(flow: Flow, _given: Any) -> Any:
+        try:
+            await flow.tool("fast", "t", retry=ONCE)
+        except StepFailedError:
+            return await flow.tool("slow", "t", retry=ONCE)
+
+    lab = Lab()
+    lab.start(saga(body))
+    lab.fail("fast")
+    lab.fail("slow")
+    assert lab.run().status == "failed"
+    lab.take(machine.reopen(lab.run(), lab.now_us, lab.runs))
+    assert lab.names() == ["slow"]
+    lab.finish("slow", "done")
+    assert lab.output() == "done"
+
+
 @pytest.mark.parametrize("flaw", ["its own error", "an output that is no data", "arguments that are no data"])
 def test_what_it_did_is_undone_where_its_own_code_fails(flaw: str) -> None:
     async def body(flow: Flow, _given: Any) -> Any:
