@@ -1,7 +1,7 @@
 """A tenant's open runs in memory, folded from its events; and, kept up with them, what is due when and who waits for room. Pure."""
 
 from bisect import bisect_left, insort
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from operator import itemgetter
 from typing import Any
 
@@ -13,6 +13,7 @@ from events.run import (
     CompensationStuck,
     RunEnded,
     RunEvents,
+    RunReopened,
     RunsCapped,
     StepFailed,
     StepQueued,
@@ -139,25 +140,33 @@ def _with_queued(
         waiting = list(queued)
         insort(waiting, (-run.priority, run.id, event.order.step), key=itemgetter(0))
         return tuple(waiting)
-    if queued and isinstance(event, StepScheduled | StepSkipped):
+    if queued and isinstance(event, RunEnded):
+        return tuple(item for item in queued if item[1] != run.id)
+    if queued and isinstance(event, StepScheduled | StepSkipped | StepSucceeded):
         name = event.order.step if isinstance(event, StepScheduled) else event.step
         return tuple(item for item in queued if item[1:] != (run.id, name))
     return queued
 
 
 def _count(under_way: Mapping[str, int], before: Run | None, after: Run, event: RunEvents) -> Mapping[str, int]:
-    """``under_way`` after the event: steps come and go with runners."""
-    if type(event) not in _OF_STEPS:
-        return under_way
-    name = event.order.step if isinstance(event, StepScheduled) else event.step  # type: ignore[union-attr]
-    was, now = before.steps.get(name) if before else None, after.steps.get(name)
-    change = is_with_runners(now) - is_with_runners(was)
-    order = now.order if now is not None else None
-    if not change or order is None:
-        return under_way
-    count = under_way.get(order.target, 0) + change
-    rest = {target: number for target, number in under_way.items() if target != order.target}
-    return {**rest, order.target: count} if count else rest
+    """``under_way`` after the event: steps come and go with runners, and with their run."""
+    match event:
+        case StepScheduled(order=order):
+            names: Iterable[str] = (order.step,)
+        case StepSucceeded() | StepFailed() | StepSkipped() | CompensationStuck():
+            names = (event.step,)
+        case RunEnded() | RunReopened():
+            names = {*(before.active if before is not None else ()), *after.active}
+        case _:
+            return under_way
+    has_ended, counts = isinstance(event, RunEnded), dict(under_way)
+    for name in names:
+        was, now = before.steps.get(name) if before else None, after.steps.get(name)
+        change = (not has_ended and is_with_runners(now)) - is_with_runners(was)
+        order = now.order if now is not None else None
+        if change and order is not None:
+            counts[order.target] = counts.get(order.target, 0) + change
+    return {target: count for target, count in counts.items() if count}
 
 
 def is_with_runners(step: Step | None) -> bool:

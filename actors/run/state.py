@@ -134,7 +134,8 @@ def evolve(run: Run, event: RunEvents) -> Run:
         case StepKept(order=order, args=args, result=result):
             return _finish(run, order.step, Step("succeeded", order, args, result=result), Used())
         case StepQueued(order=order, args=args):
-            return _put(run, order.step, Step("queued", order, args))
+            before = run.steps.get(order.step, Step("queued"))  # one that has failed waits for room to be tried again
+            return _put(run, order.step, replace(before, status="queued", order=order, args=args, due_us=0))
         case StepScheduled(order=order, args=args, attempt=attempt, scheduled_us=at_us):
             before = run.steps.get(order.step, Step("scheduled"))
             begun = replace(before, status="scheduled", order=order, args=args, attempt=attempt, due_us=at_us)
@@ -210,7 +211,6 @@ def _evolve_reopened(run: Run, event: RunReopened) -> Run:
     return replace(run, status="compensating")
 
 
-def _put(run: Run, name: str, step: Step) -> Run:
 def _with_stopped_anew(steps: Mapping[str, Step]) -> dict[str, Step]:
     """What the failing run stopped waiting for is planned anew (a step that its condition skipped was never ordered); what waited
     for its next attempt has that one.
@@ -224,6 +224,7 @@ def _with_stopped_anew(steps: Mapping[str, Step]) -> dict[str, Step]:
     return kept
 
 
+def _put(run: Run, name: str, step: Step) -> Run:
     active = run.active
     if step.is_under_way != (name in active):
         active = (*active, name) if step.is_under_way else tuple(other for other in active if other != name)

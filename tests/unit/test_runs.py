@@ -539,6 +539,62 @@ def test_steps_beyond_the_cap_wait_and_the_most_urgent_goes_first() -> None:
     assert lab.runs.under_way == {"t": STEPS_OF_TARGET_MAX}
 
 
+def test_attempts_after_an_outage_hold_the_caps_too() -> None:
+    lab = Lab()
+    lab.runs = open_runs.capped(lab.runs, RunsCapped(0, 2, {}))
+    name = saga(Step("a", tool="t", retry=Retry(3)))
+    for number in range(4):
+        lab.start(name, run_id=f"r{number}")
+    for _ in range(4):  # the first two wait for their next attempt while the others have their first
+        item = lab.todo.pop(0)
+        lab.send(FailStep(item.run_id, "a", item.attempt, "down", "down", True, 1, may_have_happened=True))
+    lab.wait(3)
+    assert lab.runs.under_way == {"t": 2}
+    assert len(lab.runs.queued) == 2
+    _, waiting, _ = lab.runs.queued[0]
+    lab.cancel(waiting)
+    assert lab.run(waiting).status == "compensating", "it may have happened, so it is asked again all the same"
+    _, late, _ = lab.runs.queued[1]
+    lab.send(FinishStep(late, "a", 1, pack(None), 1))
+    assert [item[1] for item in lab.runs.queued] == [waiting], "a late answer is as good as any"
+    while lab.todo:
+        item = lab.todo.pop(0)
+        lab.send(FinishStep(item.run_id, "a", item.attempt, pack(None), 1))
+    assert {lab.run(f"r{number}").steps["a"].attempt for number in range(4)} == {1, 2}
+    assert (lab.runs.under_way, lab.runs.queued, len(lab.runs.open)) == ({}, (), 0)
+
+
+def test_a_way_back_that_is_broken_is_gone_to_its_end_and_gives_its_room_back() -> None:
+    def broken(run: Any) -> Any:
+        raise KeyError(run.id)
+
+    lab = Lab()
+    one = Sequential(
+        Step("a", tool="t", undo=Undo(tool="t", args=broken)),
+        Step("b", tool="t", undo=undo("b")),
+    )
+    lab.start(saga(Parallel(one, Step("c", tool="t", undo=undo("c"))), Step("d", tool="t")))
+    for step in ("a", "b", "c"):
+        lab.finish(step)
+    lab.fail("d")
+    lab.finish("undo:b")
+    assert lab.run().status == "compensating", "undo:c is under way"
+    lab.finish("undo:c")
+    assert lab.run().status == "failed"
+    assert "then KeyError" in lab.run().message
+    assert lab.runs.under_way == {}
+
+
+def test_a_run_that_ends_gives_back_what_it_has_with_runners_and_takes_it_again_where_it_goes_on() -> None:
+    """As older logs have it."""
+    lab = Lab()
+    lab.start(saga(Parallel(Step("a", tool="t"), Step("b", tool="t"), Step("c", tool="t"))))
+    lab.take([StepFailed("r", "a", 1, "broken", "", 0, 0, Used()), RunEnded("r", "failed", lab.now_us)])
+    assert lab.runs.under_way == {}
+    lab.take([RunReopened("r", ("a",), True, pack(lab.run()))])
+    assert lab.runs.under_way == {"t": 2}
+
+
 def test_caps_of_a_tenants_own_hold_and_what_waited_begins_when_they_are_raised() -> None:
     lab = Lab()
     lab.runs = open_runs.capped(lab.runs, RunsCapped(3, 0, {"t": 1}))
