@@ -25,13 +25,13 @@ from events.errors import InvalidCommandError, NotFoundError, TenantSuspendedErr
 from events.messages import Query
 from events.run import CapRuns, CapsCommand, ReopenRun, RunCommand, RunEvents, RunsCapped
 from events.slices import SYSTEM_TENANT
-from events.store import Placement
+from events.store import EVENTS_MAX, Placement
 from events.system import SystemCommand, SystemEvent
 from events.tenant import CallEvent, TenantCommand, TenantEvent
 from events.timers import FireTimers
 from events.tools import RecordToolCall, ToolCommand, ToolsEvent
 
-STATE_SCHEMA = 9  # raise it whenever State changes: older snapshots are then replayed instead of misread
+STATE_SCHEMA = 10  # raise it whenever State changes: older snapshots are then replayed instead of misread
 
 
 class State(msgspec.Struct, frozen=True):
@@ -126,7 +126,9 @@ def _decide_system(state: State, tenant: str, command: SystemCommand, now_us: in
 
 def _fire_timers(state: State, _tenant: str, _command: FireTimers, now_us: int) -> list[DomainEvent]:
     """Each aggregate says what is due of its own; ``next_timer_us`` is the earliest of theirs."""
-    return [*tenants.fire_timers(state.tenant, now_us), *runs.fire_timers(state.runs, now_us)]
+    own = tenants.fire_timers(state.tenant, now_us)
+    room = min(runs.OF_ONE_RUN_MAX, EVENTS_MAX - len(own))
+    return [*own, *runs.fire_timers(state.runs, now_us, room=room)]
 
 
 def evolve(state: State, event: DomainEvent) -> State:

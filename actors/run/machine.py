@@ -12,7 +12,7 @@ import msgspec
 
 from actors.run import registry
 from actors.run.definition import Begin, NondeterminismError, Plan, Program
-from actors.run.open_runs import Runs, capped, fold, step_due_us
+from actors.run.open_runs import Runs, capped, fold, is_to_stop, step_due_us
 from actors.run.state import WORK_KINDS, Run, Step, describe, evolve, failed_for_good, undo_name
 from events.errors import (
     AlreadyExistsError,
@@ -69,6 +69,11 @@ SIGNALS_MAX = 1_000
 PAYLOAD_BYTES_MAX, PAYLOADS_BYTES_MAX = 192 * 1024, 3 * 1024 * 1024
 CHILD_DEPTH_MAX = 8
 FIRED_AT_ONCE_MAX = 500  # events of one append; what is left stays due
+# What is due of one run has to fit into an append (events.store.EVENTS_MAX).
+OF_ONE_RUN_MAX = 1_700
+EVENTS_WITH_CHILDREN_MAX = 1_000  # beyond it no child begins: what it and its own lead to has to fit in, too
+STARTED_TOGETHER_MAX = 200  # steps of a run: each may be a child, and all of them are stopped together, too
+_WITH_ITS_PARENT = "its parent run was cancelled or has failed"
 CAP_MAX, CAPPED_TARGETS_MAX = 10_000, 256
 
 
@@ -165,14 +170,26 @@ def _to_try_again(run: Run) -> tuple[str, ...]:
     return failed
 
 
-def fire_timers(runs: Runs, now_us: int, events_max: int = FIRED_AT_ONCE_MAX) -> list[RunEvents]:
-    """What is due by itself: retries, time-outs, timers, deadlines. As much as fits into one append."""
+def fire_timers(
+    runs: Runs, now_us: int, events_max: int = FIRED_AT_ONCE_MAX, room: int = OF_ONE_RUN_MAX
+) -> list[RunEvents]:
+    """What is due by itself: retries, time-outs, timers, deadlines. No more runs once there are ``events_max`` events; a run of
+    which alone more is due than there is ``room`` for stays where it is, and the others go on.
+    """
     turn = _Turn(runs, now_us)
     for due_us, run_id in runs.due:
         if due_us > now_us or len(turn.events) >= events_max:
             break
-        if run_id in turn.runs.open:
-            turn.fire(run_id)
+        if run_id not in turn.runs.open:
+            continue
+        before, count = turn.runs, len(turn.events)
+        turn.begins_at = count
+        turn.fire(run_id)
+        if len(turn.events) > room:
+            turn.runs = before
+            del turn.events[count:]
+            if count:  # it is the first of the next time
+                break
     return turn.events
 
 
@@ -237,6 +254,7 @@ class _Turn:
     def __init__(self, runs: Runs, now_us: int) -> None:
         self.runs, self.now_us = runs, now_us
         self.events: list[RunEvents] = []
+        self.begins_at = 0  # where those begin that follow from one run
 
     def emit(self, event: RunEvents) -> None:
         self.events.append(event)
@@ -322,7 +340,9 @@ class _Turn:
 
     def fire(self, run_id: str) -> None:
         run = self.runs.open[run_id]
-        if run.deadline_us and run.failing is None and run.deadline_us <= self.now_us:
+        if is_to_stop(run):
+            self._stop_child(run_id)
+        elif run.deadline_us and run.failing is None and run.deadline_us <= self.now_us:
             self.emit(RunFailing(run_id, "timed_out", "the run took longer than it may", "timed_out"))
         for name, step in list(run.under_way()):
             due_us = step_due_us(step)
@@ -393,6 +413,9 @@ class _Turn:
                     self._succeed(run_id, name, found, self.now_us - step.due_us, Used())
 
     def _advance_once(self, run: Run, program: Program) -> None:
+        if is_to_stop(run):
+            self._stop_child(run.id)
+            return
         if run.failing is None and run.broken:
             step = run.steps[run.broken]
             self.emit(RunFailing(run.id, step.code, f"step {run.broken!r}: {step.message}", "compensated"))
@@ -419,24 +442,30 @@ class _Turn:
 
     def _stop_waiting(self, run_id: str) -> None:
         """A failing run starts nothing more: what only waits is skipped, children are cancelled. What runs is waited for, and
-        so is a step of which nobody knows whether it took effect.
+        so is a step of which nobody knows whether it took effect. Children that are too many for one append begin to fail,
+        and what follows from that is due at once.
         """
-        for name in list(self.runs.open[run_id].steps):
-            run = self.runs.open.get(run_id)
-            if run is None:
-                return
-            step = run.steps[name]
+        told: list[str] = []
+        for name, step in list(self.runs.open[run_id].under_way()):
             order = step.order
-            if order is None or order.undoes or not step.is_under_way:
+            if order is None or order.undoes:
                 continue
             waits = step.status in ("retrying", "queued") and not step.may_have_happened
-            if waits or order.kind in ("signal", "timer"):
-                self.emit(StepSkipped(run_id, name))
-            elif order.kind == "child":
-                if (child := child_id(run_id, name, step.attempt)) in self.runs.open:
-                    self.cancel(child, "its parent run was cancelled or has failed")
-                else:  # it was about to begin
-                    self.emit(StepSkipped(run_id, name))
+            child = self.runs.open.get(child_id(run_id, name, step.attempt)) if order.kind == "child" else None
+            if waits or order.kind in ("signal", "timer") or (order.kind == "child" and child is None):
+                self.emit(StepSkipped(run_id, name))  # a child that is not there was about to begin
+            elif child is not None and child.failing is None:
+                self.emit(RunFailing(child.id, "cancelled", _WITH_ITS_PARENT, "cancelled"))
+                told.append(child.id)
+        for child_run in told:  # all fail already: one that ends leads back here, and must find nothing to do
+            if len(self.events) >= FIRED_AT_ONCE_MAX:
+                return
+            if is_to_stop(self.runs.open.get(child_run)):
+                self._stop_child(child_run)
+                self.advance(child_run)
+
+    def _stop_child(self, run_id: str) -> None:
+        self.emit(CancelRequested(run_id, _WITH_ITS_PARENT))
 
     def _go_back(self, run: Run, program: Program) -> None:
         assert run.failing is not None
@@ -476,6 +505,10 @@ class _Turn:
             self._end(run, "failed", message=text, has_left=True)
 
     def _follow(self, run_id: str, plan: Plan) -> None:
+        if len(plan.start) > STARTED_TOGETHER_MAX and self.run(run_id).failing is None:
+            problem = f"{len(plan.start)} steps would begin together, {STARTED_TOGETHER_MAX} may"
+            self._fail_run(run_id, "too_many_steps", f"{problem}: begin them in groups, one after the other")
+            return
         sizes = [len(begin.args) for begin in plan.start]
         if max(sizes, default=0) > PAYLOAD_BYTES_MAX or sum(sizes) > PAYLOADS_BYTES_MAX:
             limits = f"one may be given {PAYLOAD_BYTES_MAX}, those that begin together {PAYLOADS_BYTES_MAX}"
@@ -520,6 +553,10 @@ class _Turn:
         problem = ""
         if parent.count("/") >= CHILD_DEPTH_MAX:
             problem = f"runs nest at most {CHILD_DEPTH_MAX} deep"
+        elif len(self.events) - self.begins_at > EVENTS_WITH_CHILDREN_MAX:
+            problem = (
+                f"more than {EVENTS_WITH_CHILDREN_MAX} events would begin it and others together: begin fewer at once"
+            )
         elif len(self.runs.open) >= OPEN_RUNS_MAX:
             problem = f"the tenant has {OPEN_RUNS_MAX} open runs already"
         try:

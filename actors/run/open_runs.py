@@ -66,12 +66,19 @@ class Runs(msgspec.Struct, frozen=True):
 
 def next_due_us(run: Run) -> int:
     """When something about the run is due by itself; 0: never."""
+    if is_to_stop(run):
+        return 1
     first_us = run.deadline_us if run.failing is None else 0
     for name in run.active:
         due_us = step_due_us(run.steps[name])
         if due_us and (due_us < first_us or not first_us):
             first_us = due_us
     return first_us
+
+
+def is_to_stop(run: Run | None) -> bool:
+    """A child that fails with its parent, and has not yet been cancelled: that is due at once."""
+    return run is not None and run.failing is not None and run.failing.end == "cancelled" and not run.is_cancelled
 
 
 def step_due_us(step: Step) -> int:
@@ -151,8 +158,8 @@ def _with_queued(
 def _count(under_way: Mapping[str, int], before: Run | None, after: Run, event: RunEvents) -> Mapping[str, int]:
     """``under_way`` after the event: steps come and go with runners, and with their run."""
     match event:
-        case StepScheduled(order=order):
-            names: Iterable[str] = (order.step,)
+        case StepScheduled():
+            names: Iterable[str] = (event.order.step,)
         case StepSucceeded() | StepFailed() | StepSkipped() | CompensationStuck():
             names = (event.step,)
         case RunEnded() | RunReopened():

@@ -273,6 +273,60 @@ def test_cancelling_undoes_and_reaches_children() -> None:
     assert not lab.runs.open
 
 
+def kids(children: int) -> Parallel:
+    kid = saga(Signal("go"))
+    return Parallel(*(Child(f"c{number}", saga=kid) for number in range(children)))
+
+
+def family(children: int) -> str:
+    return saga(Step("pay", tool="t", undo=undo("pay")), kids(children))
+
+
+@pytest.mark.parametrize("why", ["cancelled", "timed_out"])
+def test_what_follows_from_one_event_fits_into_an_append(why: str) -> None:
+    """Else it is refused for ever, and with it all timers of the tenant."""
+    lab, sizes = Lab(), []
+    lab.start(family(machine.STARTED_TOGETHER_MAX), deadline_us=lab.now_us + 60_000_000)
+    lab.finish("pay")
+    if why == "cancelled":
+        lab.cancel()
+    else:
+        lab.now_us += 60_000_000
+    while 0 < lab.runs.next_timer_us <= lab.now_us:
+        sizes.append(len(lab.take(machine.fire_timers(lab.runs, lab.now_us))))
+    assert 0 < max(sizes) <= 1_000
+    assert list(lab.runs.open) == ["r"], "its children have ended"
+    lab.finish("undo:pay")
+    assert lab.run().status == why
+
+
+def test_steps_that_are_too_many_to_begin_together_fail_their_run() -> None:
+    lab = Lab()
+    lab.start(family(machine.STARTED_TOGETHER_MAX + 1))
+    lab.finish("pay")
+    assert lab.run().code == "too_many_steps"
+    assert lab.names() == ["undo:pay"]
+
+
+def test_children_of_children_that_are_too_many_to_begin_together_fail_their_run() -> None:
+    lab = Lab()
+    sub = saga(kids(20))
+    lab.start(saga(Parallel(*(Child(f"c{number}", saga=sub) for number in range(100)))))
+    assert len(lab.history) < 2_048
+    while 0 < lab.runs.next_timer_us <= lab.now_us:
+        assert len(lab.take(machine.fire_timers(lab.runs, lab.now_us))) < 2_048
+    assert (lab.run().status, lab.run().code) == ("failed", "child_refused")
+
+
+def test_a_run_of_which_too_much_is_due_does_not_hold_up_the_others() -> None:
+    lab = Lab()
+    lab.start(saga(kids(50)), deadline_us=lab.now_us + 1_000_000)
+    lab.start(saga(Timer("t", seconds=2)), run_id="other")
+    lab.now_us += 3_000_000
+    lab.take(machine.fire_timers(lab.runs, lab.now_us, room=40))
+    assert (lab.run("other").status, lab.run().status) == ("completed", "running")
+
+
 def test_a_childs_output_is_its_steps_result_and_its_failure_the_steps() -> None:
     child = saga(Step("work", tool="t", args=lambda run: run.input), output=lambda run: run["work"] * 2)
     parent = saga(Child("kid", saga=child, input=lambda _run: 21), output=lambda run: run["kid"])
@@ -561,7 +615,7 @@ def test_attempts_after_an_outage_hold_the_caps_too() -> None:
         item = lab.todo.pop(0)
         lab.send(FinishStep(item.run_id, "a", item.attempt, pack(None), 1))
     assert {lab.run(f"r{number}").steps["a"].attempt for number in range(4)} == {1, 2}
-    assert (lab.runs.under_way, lab.runs.queued, len(lab.runs.open)) == ({}, (), 0)
+    assert (len(lab.runs.under_way), len(lab.runs.queued), len(lab.runs.open)) == (0, 0, 0)
 
 
 def test_a_way_back_that_is_broken_is_gone_to_its_end_and_gives_its_room_back() -> None:
