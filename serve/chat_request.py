@@ -54,7 +54,6 @@ FIELDS = frozenset(
         "verbosity",
         "metadata",
         "store",
-        "prediction",
         "modalities",
         "service_tier",
     ]
@@ -62,9 +61,11 @@ FIELDS = frozenset(
 _REFUSED = {
     "audio": "audio costs tokens that can't be bounded before the call",
     "web_search_options": "searches are billed beside tokens",
+    "prediction": "what of it is rejected is billed as output, beyond max_tokens",
     "moderation": "it calls another model, whose price is not this one's",
 }
 _STANDARD_TIERS = (None, "auto", "default")
+_TOOL_TYPES = (None, "function", "custom")  # which the client carries out itself
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -197,6 +198,11 @@ def _refuse_what_has_no_bound(fields: dict[str, Any]) -> None:
         raise HttpError(400, "invalid_request", message, param="service_tier")
     if (fields.get("modalities") or ["text"]) != ["text"]:
         raise HttpError(400, "invalid_request", "only text can be asked for", param="modalities")
+    tools = fields.get("tools")
+    for number, tool in enumerate(tools if isinstance(tools, list) else ()):
+        if isinstance(tool, dict) and tool.get("type") not in _TOOL_TYPES:
+            message = f"tools[{number}] is of type {tool['type']!r}: what a server runs is billed beside tokens, use functions"
+            raise HttpError(400, "invalid_request", message, param=f"tools[{number}].type")
     for number, message in enumerate(fields["messages"]):
         content = message.get("content")
         for part in content if isinstance(content, list) else ():

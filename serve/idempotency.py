@@ -16,7 +16,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
 
-from events.clock import Clock, SystemClock
 from events.errors import CommandIdReusedError, PlatformError
 from events.keys import Keys
 from events.sealing import WITHOUT_KEY, open_bytes, seal_bytes
@@ -66,9 +65,8 @@ class Claim(msgspec.Struct, frozen=True):
 class Once:
     """Safe for concurrent use."""
 
-    def __init__(self, kept: KeyedAnswers, keys: Keys, pepper: str, clock: Clock | None = None) -> None:
+    def __init__(self, kept: KeyedAnswers, keys: Keys, pepper: str) -> None:
         self._kept, self._keys, self._pepper = kept, keys, pepper.encode()
-        self._clock = clock or SystemClock()
         self._releasing: set[asyncio.Task[None]] = set()
 
     async def run(
@@ -126,7 +124,7 @@ class Once:
             raise HttpError(400, "invalid_request", message, param="idempotency-key")
         entry = Entry(self._digest("request", tenant, caller, request), os.urandom(16))
         claim = Claim(tenant, self._digest("key", tenant, caller, key).hex(), entry, msgspec.msgpack.encode(entry))
-        held = await self._kept.claim(tenant, claim.field, claim.value, self._now_ms(), self._now_ms(CLAIM_S))
+        held = await self._kept.claim(tenant, claim.field, claim.value, _ms(CLAIM_S))
         if held is None:
             return claim
         return await self._first_answer(tenant, msgspec.msgpack.decode(held, type=Entry), entry.request, key)
@@ -143,9 +141,6 @@ class Once:
         """Keyed, so that what lies in the store tells nothing of what was asked."""
         joined = b"\x00".join(part if isinstance(part, bytes) else part.encode() for part in parts)
         return hmac.digest(self._pepper, b"tenantry idempotency\x00" + joined, "sha256")
-
-    def _now_ms(self, plus_s: float = 0.0) -> int:
-        return int(self._clock.now_us() / 1e3 + plus_s * 1e3)
 
     async def _first_answer(self, tenant: str, entry: Entry, request: bytes, key: str) -> Taken:
         if entry.request != request:
@@ -166,7 +161,7 @@ class Once:
         """Before the client has the end of the answer. Where the store is away it gets it all the same: it is paid for."""
         try:
             kept = msgspec.msgpack.encode(await self._answered(claim, taken))
-            if not await self._kept.replace(claim.tenant, claim.field, claim.value, kept, self._now_ms(KEEP_S)):
+            if not await self._kept.replace(claim.tenant, claim.field, claim.value, kept, _ms(KEEP_S)):
                 log.warning("idempotency.claim_lost tenant=%s: a repeat may have run, too", claim.tenant)
         except PlatformError as error:
             log.warning("idempotency.not_kept tenant=%s: %s", claim.tenant, error)
@@ -183,7 +178,7 @@ class Once:
         while True:
             await asyncio.sleep(_RENEW_S)  # the beat itself
             with contextlib.suppress(PlatformError):  # the claim outlasts two beats that get lost
-                await self._kept.replace(claim.tenant, claim.field, claim.value, claim.value, self._now_ms(CLAIM_S))
+                await self._kept.replace(claim.tenant, claim.field, claim.value, claim.value, _ms(CLAIM_S))
 
     def _release(self, claim: Claim) -> None:
         """Does not wait: it may be a cancelled task that says so."""
@@ -201,3 +196,7 @@ class Once:
         """Wait for keys that are being set free."""
         if self._releasing:
             await asyncio.wait(self._releasing)
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1e3)

@@ -35,24 +35,31 @@ local function put(field, value, score, keep_ms)
   return total
 end
 """
-# ARGV field, value, now ms, ends ms, bytes that may be kept, ms to keep the keys
+# The server's clock, which all gateways have in common: by its own, one that is ahead would take another's claim for over.
+_NOW = """
+local time = redis.call('TIME')
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+"""
+# ARGV field, value, ms to hold it, bytes that may be kept, ms to keep the keys
 _CLAIM = (
     _DROP
+    + _NOW
     + """
-for _, late in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[3], 'LIMIT', 0, 100)) do drop(late) end
+for _, late in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now_ms, 'LIMIT', 0, 100)) do drop(late) end
 local held = redis.call('HGET', KEYS[1], ARGV[1])
 if held then return held end
-if tonumber(redis.call('HGET', KEYS[3], '') or '0') + #ARGV[2] + 256 > tonumber(ARGV[5]) then return 'FULL' end
-put(ARGV[1], ARGV[2], ARGV[4], ARGV[6])
+if tonumber(redis.call('HGET', KEYS[3], '') or '0') + #ARGV[2] + 256 > tonumber(ARGV[4]) then return 'FULL' end
+put(ARGV[1], ARGV[2], now_ms + ARGV[3], ARGV[5])
 return false
 """
 )
-# ARGV field, what has to be there, what to put there ('' to drop it), ends ms, ms to keep the keys
+# ARGV field, what has to be there, what to put there ('' to drop it), ms to hold that, ms to keep the keys
 _REPLACE = (
     _DROP
+    + _NOW
     + """
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
-if ARGV[3] == '' then drop(ARGV[1]) else put(ARGV[1], ARGV[3], ARGV[4], ARGV[5]) end
+if ARGV[3] == '' then drop(ARGV[1]) else put(ARGV[1], ARGV[3], now_ms + ARGV[4], ARGV[5]) end
 return 1
 """
 )
@@ -138,22 +145,22 @@ class KeyedAnswers(_Area):
         super().__init__(client, "answers")
         self._bytes_max, self._keep_ms = bytes_max, keep_ms
 
-    async def claim(self, tenant: str, field: str, claim: bytes, now_ms: int, ends_ms: int) -> bytes | None:
-        """None: it is ours until ``ends_ms``. Else what is there.
+    async def claim(self, tenant: str, field: str, claim: bytes, held_ms: int) -> bytes | None:
+        """None: it is ours for ``held_ms``. Else what is there.
 
         Raises:
             NoRoomError: For another key, before some of the old ones are over.
         """
-        held: bytes | None = await self._eval(
-            _CLAIM, tenant, field, claim, now_ms, ends_ms, self._bytes_max, self._keep_ms
-        )
+        held: bytes | None = await self._eval(_CLAIM, tenant, field, claim, held_ms, self._bytes_max, self._keep_ms)
         if held == _REFUSED:
             raise NoRoomError(self._bytes_max)
         return held
 
-    async def replace(self, tenant: str, field: str, claim: bytes, value: bytes, ends_ms: int) -> bool:
-        """Put ``value`` in place of our claim (b"": drop it; the claim itself: hold it longer). False: it was ours no more."""
-        return bool(await self._eval(_REPLACE, tenant, field, claim, value, ends_ms, self._keep_ms))
+    async def replace(self, tenant: str, field: str, claim: bytes, value: bytes, held_ms: int) -> bool:
+        """Put ``value`` in place of our claim, for ``held_ms`` from now (b"": drop it; the claim itself: hold it longer). False:
+        it was ours no more.
+        """
+        return bool(await self._eval(_REPLACE, tenant, field, claim, value, held_ms, self._keep_ms))
 
 
 class CachedAnswers(_Area):

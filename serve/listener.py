@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 HEAD_TIMEOUT_S = 10.0
 HEAD_BYTES_MAX = 64 * 1024
 BODY_SILENCE_S = 30.0
+READER_SILENCE_S = 30.0
 CONNECTIONS_MAX = 4_096
 _KEEP_ALIVE_S = 75  # longer than the 60 s of most load balancers, so that it is they who close
 _DRAIN_TIMEOUT_S = 15
@@ -52,6 +53,7 @@ class GuardedProtocol(HttpToolsProtocol):
     _stage = Stage.NOTHING
     _timer: asyncio.TimerHandle | None = None
     _head_bytes = 0
+    _reader_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -63,6 +65,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._stop_reader_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -124,6 +127,39 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def pause_writing(self) -> None:
+        """The client takes nothing for now: until it does the application waits, and holds its place among the requests."""
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        self._stop_reader_timer()
+        super().resume_writing()
+
+    def _watch_reader(self) -> None:
+        self._stop_reader_timer()
+        left = self.transport.get_write_buffer_size()
+        self._reader_timer = self.loop.call_later(READER_SILENCE_S, self._look_at_reader, left)
+
+    def _look_at_reader(self, before: int) -> None:
+        """Who reads slowly is waited for; who reads nothing is taken for gone."""
+        if self.transport.get_write_buffer_size() < before:
+            self._watch_reader()
+        else:
+            self._cut()
+
+    def _stop_reader_timer(self) -> None:
+        if self._reader_timer is not None:
+            self._reader_timer.cancel()
+            self._reader_timer = None
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Closing waits for the client to read what is left, for ever."""
+        if self.transport.get_write_buffer_size():
+            self._cut()
+        else:
+            super().timeout_keep_alive_handler()
 
     def _cut(self) -> None:
         """The application learns of it as of any client that leaves."""

@@ -200,6 +200,14 @@ def _served_by(command: SettleCall, held: Reservation | UnknownCall) -> str:
 
 
 def _cost_nano_usd(command: SettleCall, held: Reservation | UnknownCall) -> int:
+    """What an upstream measured is booked as it is, beyond the reservation too; an estimate is never more than that."""
+    cost = _reported_cost_nano_usd(command, held)
+    if command.usage_source == "estimated" and isinstance(held, Reservation):
+        return min(cost, held.cost_max_nano_usd)
+    return cost
+
+
+def _reported_cost_nano_usd(command: SettleCall, held: Reservation | UnknownCall) -> int:
     if held.price is None:
         return command.cost_nano_usd
     served_by, price = _served_by(command, held), held.price

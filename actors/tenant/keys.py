@@ -32,9 +32,11 @@ from events.tenant import (
     TenantEvent,
     check_name,
     key_subject,
+    user_subject,
 )
 
 KEYS_ACTIVE_MAX = 10_000
+REVOKED_KEPT = 1_000  # keys that were revoked, the latest to be issued: the others' names are in the log
 MODELS_MAX = 100
 OVERLAP_US_MAX = 30 * 24 * 3600 * 1_000_000
 
@@ -141,6 +143,9 @@ def _check_within(state: Tenant, key: Key, issuer: Key, issuer_id: str) -> None:
     own = key_subject(issuer_id)
     if own in state.accounts or own in state.limits:
         raise ForbiddenError("the calling key has a budget or limits of its own, which another key would escape")
+    user = user_subject(issuer.user_id)
+    if issuer.user_id and key.user_id != issuer.user_id and (user in state.accounts or user in state.limits):
+        raise ForbiddenError("the calling key's user has a budget or limits, which another user's key would escape")
 
 
 def rotate(state: Tenant, command: RotateKey, now_us: int) -> list[TenantEvent]:
@@ -213,7 +218,16 @@ def evolve(state: Tenant, event: KeyEvent, version: int) -> Tenant:
             )
         case KeyRevoked(key_id):
             key = replace(state.keys[key_id], revoked=True)
+            return replace(state, version=version, keys=_with_few_revoked({**state.keys, key_id: key}, key_id))
     return replace(state, version=version, keys={**state.keys, key_id: key})
+
+
+def _with_few_revoked(keys: dict[str, Key], latest: str) -> dict[str, Key]:
+    """Whoever issues and revokes keys for ever must not fill the tenant's memory; ``latest`` stays in any case."""
+    revoked = [key_id for key_id, key in keys.items() if key.revoked and key_id != latest]
+    for key_id in revoked[: max(0, len(revoked) + 1 - REVOKED_KEPT)]:
+        del keys[key_id]
+    return keys
 
 
 def row(state: Tenant, key_id: str) -> dict[str, Any]:

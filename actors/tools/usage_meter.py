@@ -21,32 +21,44 @@ class UsageMeter:
         self._input_bytes = input_bytes
         self._reported: Tokens | None = None
         self._deltas = self._delta_bytes = 0
+        self._deltas_reported = self._bytes_reported = 0  # of them, those that were there at the last report
 
     def see(self, message: dict[str, Any]) -> None:
         """A completion, or one chunk of a streamed one."""
-        usage = message.get("usage")
-        if isinstance(usage, dict):
-            # an answer that is all input, an embedding say, has no completion tokens
-            written = usage.get("completion_tokens", 0 if "data" in message else None)
-            read = usage.get("prompt_tokens")
-            if _is_count(read) and _is_count(written):
-                self._reported = Tokens(read, written, "measured")
         choices = message.get("choices")
         for choice in choices if isinstance(choices, list) else ():
             part = isinstance(choice, dict) and (choice.get("delta") or choice.get("message"))
             if written := _written_bytes(part):
                 self._deltas += 1
                 self._delta_bytes += written
+        self._see_report(message)
+
+    def _see_report(self, message: dict[str, Any]) -> None:
+        usage = message.get("usage")
+        if not isinstance(usage, dict):
+            return
+        # an answer that is all input, an embedding say, has no completion tokens
+        output = usage.get("completion_tokens", 0 if "data" in message else None)
+        read = usage.get("prompt_tokens")
+        if _is_count(read) and _is_count(output):
+            self._reported = Tokens(read, output, "measured")
+            self._deltas_reported, self._bytes_reported = self._deltas, self._delta_bytes
 
     @property
     def has_begun(self) -> bool:
         return self._deltas > 0 or self._reported is not None
 
     def tokens(self) -> Tokens:
-        if self._reported is not None:
+        """An early report is no account of what was written after it: some servers send one with the first chunk, and a
+        client that leaves before the last one must not have the rest for nothing.
+        """
+        deltas, size = self._deltas - self._deltas_reported, self._delta_bytes - self._bytes_reported
+        if self._reported is not None and not deltas:
             return self._reported
-        output = max(self._deltas, -(-self._delta_bytes // _BYTES_PER_TOKEN))
-        return Tokens(-(-self._input_bytes // _BYTES_PER_TOKEN), output, "estimated")
+        unreported = max(deltas, -(-size // _BYTES_PER_TOKEN))
+        if self._reported is not None:
+            return Tokens(self._reported.input_tokens, self._reported.output_tokens + unreported, "estimated")
+        return Tokens(-(-self._input_bytes // _BYTES_PER_TOKEN), unreported, "estimated")
 
 
 def _is_count(value: object) -> TypeGuard[int]:

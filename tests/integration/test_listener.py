@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -25,6 +26,14 @@ async def hello(scope: Scope, receive: Receive, send: Send) -> None:
         more = message.get("more_body", False)
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
     await send({"type": "http.response.body", "body": body})
+
+
+LARGE_BYTES = 16 * 1024 * 1024  # more than the system's own buffers hold
+
+
+async def large(_scope: Scope, _receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % LARGE_BYTES)]})
+    await send({"type": "http.response.body", "body": bytes(LARGE_BYTES)})
 
 
 @asynccontextmanager
@@ -207,3 +216,29 @@ async def test_every_answer_has_a_date_and_the_requests_id_or_one_of_ours() -> N
         ids.append(request_id)
     assert ids[2] == b"mine-1"
     assert len(set(ids)) == 4
+
+
+async def test_who_reads_nothing_is_taken_for_gone_and_gives_its_place_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a few sockets that only ask would keep everybody out, for as long as they like."""
+    monkeypatch.setattr(listener, "READER_SILENCE_S", 0.3)
+    async with listening(large, requests_max=1) as door:
+        port = int(door.url.rpartition(":")[2])
+        with socket.socket() as idle:
+            idle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            idle.connect(("127.0.0.1", port))
+            idle.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 8)
+            async with asyncio.timeout(20), httpx.AsyncClient() as client:
+                while (await client.get(door.url)).status_code == 503:  # noqa: ASYNC110 - nothing else tells of free places
+                    await asyncio.sleep(0.05)
+
+
+async def test_who_reads_slowly_gets_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "READER_SILENCE_S", 0.3)
+    async with listening(large) as door, raw(door) as (reader, writer):
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        received = 0
+        for _ in range(16):
+            received += len(await reader.readexactly(LARGE_BYTES // 16))
+            await asyncio.sleep(0.1)  # it takes its time: the slowness is what is tested
+        received += len(await reader.read())
+    assert received > LARGE_BYTES

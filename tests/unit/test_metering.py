@@ -146,3 +146,15 @@ def test_nonsense_from_an_upstream_is_not_counted(usage: Any, choices: Any) -> N
     meter = UsageMeter(8)
     meter.see({"usage": usage, "choices": choices})
     assert meter.tokens() == Tokens(2, 0, "estimated")
+
+
+def test_what_is_written_after_an_early_report_is_not_free() -> None:
+    """Some servers report with the first chunk, and a client may leave before the last."""
+    meter = UsageMeter(400)
+    meter.see({"usage": {"prompt_tokens": 90, "completion_tokens": 1}, "choices": [{"delta": {"content": "x" * 4}}]})
+    assert meter.tokens() == Tokens(90, 1, "measured")
+    for _ in range(1_000):
+        meter.see({"choices": [{"delta": {"content": "word"}}]})
+    assert meter.tokens() == Tokens(90, 1_001, "estimated")
+    meter.see({"usage": {"prompt_tokens": 90, "completion_tokens": 1_024}, "choices": []})
+    assert meter.tokens() == Tokens(90, 1_024, "measured")

@@ -20,7 +20,7 @@ CHAT_FIELDS = sorted(
     typing.get_type_hints(completion_create_params.CompletionCreateParamsNonStreaming).keys()
     | typing.get_type_hints(completion_create_params.CompletionCreateParamsStreaming).keys()
 )
-REFUSED = {"audio", "moderation", "web_search_options"}
+REFUSED = {"audio", "moderation", "prediction", "web_search_options"}
 # of a valid kind where the kind is checked here; other fields are the upstream's to judge
 VALUES: dict[str, Any] = {
     "messages": [{"role": "user", "content": "hi"}],
@@ -73,6 +73,16 @@ def test_tools_choices_and_formats_reach_the_upstream_untouched() -> None:
     body = parse_chat(msgspec.json.encode({"model": "small", "messages": messages, **fields}), MODELS).body
     assert {name: body[name] for name in fields} == fields
     assert body["messages"] == messages
+
+
+@pytest.mark.parametrize("kind", ["web_search", "web_search_20250305", "code_interpreter", 7])
+def test_tools_that_the_server_runs_are_refused(kind: object) -> None:
+    """They are billed beside tokens; a client's own tools cost what their words do."""
+    own = [{"type": "function", "function": {"name": "f"}}, {"type": "custom", "custom": {"name": "g"}}]
+    assert sent("tools", own)["tools"] == own
+    with pytest.raises(HttpError) as refusal:
+        sent("tools", [*own, {"type": kind}])
+    assert (refusal.value.status, refusal.value.param) == (400, "tools[2].type")
 
 
 @pytest.mark.parametrize("tier", ["flex", "priority", "scale"])

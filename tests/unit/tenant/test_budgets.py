@@ -273,3 +273,14 @@ def test_five_hundred_reservations_against_a_budget_for_ten() -> None:
         except BudgetExceededError:
             continue
     assert granted == 10
+
+
+def test_an_estimate_is_never_booked_beyond_what_was_reserved_and_a_measure_is() -> None:
+    """A budget is overrun by what a provider says that it billed, and by nothing that we only reckon."""
+    scenario = given(*TENANT, BudgetSet(150, "total"))
+    scenario.when(reserve("c1", 100))
+    scenario.when(SettleCall("c1", 10, 5, 130, "cancelled", "estimated"))
+    assert (scenario.state.account.spent_nano_usd, scenario.state.account.reserved_nano_usd) == (100, 0)
+    scenario.when(reserve("c2", 50))
+    scenario.when(SettleCall("c2", 10, 5, 70, "ok", "measured"))
+    assert scenario.state.account.spent_nano_usd == 170

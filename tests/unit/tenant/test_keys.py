@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given as given_values
 from hypothesis import strategies as st
 
-from actors.tenant import Tenant, answer
+from actors.tenant import Tenant, answer, keys
 from actors.tenant.keys import scopes_of
 from events.errors import (
     ForbiddenError,
@@ -236,3 +236,36 @@ def _check_within(state: Tenant, key_id: str, issuer_id: str) -> None:
     assert scopes_of(state, key) <= scopes_of(state, issuer)
     assert issuer.models is None or (key.models is not None and set(key.models) <= set(issuer.models))
     assert not issuer.expires_us or 0 < key.expires_us <= issuer.expires_us
+
+
+@pytest.mark.parametrize(
+    "bound",
+    [
+        BudgetSet(1_000, "total", None, "user:ann"),
+        LimitsSet((Limit("requests", 1),), "user:ann", NOW_US),
+    ],
+    ids=["budget", "limits"],
+)
+def test_a_user_with_bounds_issues_and_rotates_no_other_users_keys(bound: BudgetSet | LimitsSet) -> None:
+    """With a key of somebody that she has added herself she would escape them."""
+    people = (UserAdded("ann", "Ann", "admin", NOW_US), UserAdded("bob", "Bob", "admin", NOW_US))
+    bobs = msgspec.structs.replace(admin_key(), key_id="bobs", digest=OLD, user_id="bob")
+    scenario = given(created(), *people, admin_key(user_id="ann"), bobs, bound)
+    with pytest.raises(ForbiddenError, match="escape"):
+        scenario.when(issue(user_id="bob", by_key="boss"))
+    with pytest.raises(ForbiddenError, match="escape"):
+        scenario.when(RotateKey("bobs", NEW, 0, by_key="boss"))
+    assert len(scenario.when(issue(user_id="ann", by_key="boss"))) == 1
+
+
+def test_of_keys_that_are_revoked_only_some_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else whoever issues and revokes for ever would fill the memory that the tenant shares with others."""
+    monkeypatch.setattr(keys, "REVOKED_KEPT", 10)
+    scenario = given(created(), key_issued("good", OLD))
+    for number in range(30):
+        scenario.when(msgspec.structs.replace(issue(), key_id=f"k{number}"))
+        scenario.when(RevokeKey(f"k{number}"))
+    assert list(scenario.state.keys) == ["good", *(f"k{number}" for number in range(20, 30))]
+    assert scenario.when(Authenticate("good", OLD)) == []
+    with pytest.raises(KeyRefusedError):
+        scenario.when(Authenticate("k0", NEW))
