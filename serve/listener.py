@@ -9,10 +9,13 @@ once, and nothing that a client's headers could switch off.
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import os
 import re
 import socket
+import sys
+import termios
 from collections.abc import Callable, Iterator
 from enum import Enum
 
@@ -139,15 +142,20 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _watch_reader(self) -> None:
         self._stop_reader_timer()
-        left = self.transport.get_write_buffer_size()
-        self._reader_timer = self.loop.call_later(READER_SILENCE_S, self._look_at_reader, left)
+        self._reader_timer = self.loop.call_later(READER_SILENCE_S, self._look_at_reader, self._unread_bytes())
 
     def _look_at_reader(self, before: int) -> None:
         """Who reads slowly is waited for; who reads nothing is taken for gone."""
-        if self.transport.get_write_buffer_size() < before:
+        if self._unread_bytes() < before:
             self._watch_reader()
         else:
             self._cut()
+
+    def _unread_bytes(self) -> int:
+        """Ours, and the system's: it holds megabytes, and asks for more only when a good part of them is gone."""
+        sent = self.transport.get_extra_info("socket")
+        queued = fcntl.ioctl(sent.fileno(), termios.TIOCOUTQ, bytes(4)) if sent is not None else bytes(4)
+        return self.transport.get_write_buffer_size() + int.from_bytes(queued, sys.byteorder)
 
     def _stop_reader_timer(self) -> None:
         if self._reader_timer is not None:

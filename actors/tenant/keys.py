@@ -36,7 +36,7 @@ from events.tenant import (
 )
 
 KEYS_ACTIVE_MAX = 10_000
-REVOKED_KEPT = 1_000  # keys that were revoked, the latest to be issued: the others' names are in the log
+ENDED_KEPT = 1_000  # keys that were revoked or have expired, the latest to be issued: the others' names are in the log
 MODELS_MAX = 100
 OVERLAP_US_MAX = 30 * 24 * 3600 * 1_000_000
 
@@ -211,6 +211,7 @@ def evolve(state: Tenant, event: KeyEvent, version: int) -> Tenant:
                 expires_us=event.expires_us,
                 user_id=event.user_id,
             )
+            return replace(state, version=version, keys=_with_few_ended({**state.keys, key_id: key}, key_id, issued_us))
         case KeyRotated(key_id, digest, old_until_us, rotated_us):
             before = state.keys[key_id]
             key = replace(
@@ -218,14 +219,14 @@ def evolve(state: Tenant, event: KeyEvent, version: int) -> Tenant:
             )
         case KeyRevoked(key_id):
             key = replace(state.keys[key_id], revoked=True)
-            return replace(state, version=version, keys=_with_few_revoked({**state.keys, key_id: key}, key_id))
+            return replace(state, version=version, keys=_with_few_ended({**state.keys, key_id: key}, key_id, 0))
     return replace(state, version=version, keys={**state.keys, key_id: key})
 
 
-def _with_few_revoked(keys: dict[str, Key], latest: str) -> dict[str, Key]:
-    """Whoever issues and revokes keys for ever must not fill the tenant's memory; ``latest`` stays in any case."""
-    revoked = [key_id for key_id, key in keys.items() if key.revoked and key_id != latest]
-    for key_id in revoked[: max(0, len(revoked) + 1 - REVOKED_KEPT)]:
+def _with_few_ended(keys: dict[str, Key], latest: str, now_us: int) -> dict[str, Key]:
+    """Whoever issues keys for ever that are revoked or expire must not fill the tenant's memory; ``latest`` stays in any case."""
+    ended = [key_id for key_id, key in keys.items() if not _is_active(key, now_us) and key_id != latest]
+    for key_id in ended[: max(0, len(ended) + 1 - ENDED_KEPT)]:
         del keys[key_id]
     return keys
 

@@ -55,10 +55,10 @@ class UsageMeter:
         deltas, size = self._deltas - self._deltas_reported, self._delta_bytes - self._bytes_reported
         if self._reported is not None and not deltas:
             return self._reported
-        unreported = max(deltas, -(-size // _BYTES_PER_TOKEN))
-        if self._reported is not None:
-            return Tokens(self._reported.input_tokens, self._reported.output_tokens + unreported, "estimated")
-        return Tokens(-(-self._input_bytes // _BYTES_PER_TOKEN), unreported, "estimated")
+        read, written = -(-self._input_bytes // _BYTES_PER_TOKEN), max(deltas, -(-size // _BYTES_PER_TOKEN))
+        if self._reported is not None:  # of zeros, where the server did not know yet
+            read, written = self._reported.input_tokens or read, self._reported.output_tokens + written
+        return Tokens(read, written, "estimated")
 
 
 def _is_count(value: object) -> TypeGuard[int]:

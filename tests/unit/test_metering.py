@@ -158,3 +158,10 @@ def test_what_is_written_after_an_early_report_is_not_free() -> None:
     assert meter.tokens() == Tokens(90, 1_001, "estimated")
     meter.see({"usage": {"prompt_tokens": 90, "completion_tokens": 1_024}, "choices": []})
     assert meter.tokens() == Tokens(90, 1_024, "measured")
+
+
+def test_an_early_report_of_zeros_is_none() -> None:
+    meter = UsageMeter(400)
+    meter.see({"usage": {"prompt_tokens": 0, "completion_tokens": 0}, "choices": [{"delta": {"role": "assistant"}}]})
+    meter.see({"choices": [{"delta": {"content": "x" * 40}}]})
+    assert meter.tokens() == Tokens(100, 10, "estimated")

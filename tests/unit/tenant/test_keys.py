@@ -258,9 +258,9 @@ def test_a_user_with_bounds_issues_and_rotates_no_other_users_keys(bound: Budget
     assert len(scenario.when(issue(user_id="ann", by_key="boss"))) == 1
 
 
-def test_of_keys_that_are_revoked_only_some_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_keys_that_have_ended_only_some_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else whoever issues and revokes for ever would fill the memory that the tenant shares with others."""
-    monkeypatch.setattr(keys, "REVOKED_KEPT", 10)
+    monkeypatch.setattr(keys, "ENDED_KEPT", 10)
     scenario = given(created(), key_issued("good", OLD))
     for number in range(30):
         scenario.when(msgspec.structs.replace(issue(), key_id=f"k{number}"))
@@ -269,3 +269,7 @@ def test_of_keys_that_are_revoked_only_some_are_remembered(monkeypatch: pytest.M
     assert scenario.when(Authenticate("good", OLD)) == []
     with pytest.raises(KeyRefusedError):
         scenario.when(Authenticate("k0", NEW))
+    for number in range(30):  # nor of those that nobody has to revoke
+        brief = msgspec.structs.replace(issue(), key_id=f"e{number}", expires_us=NOW_US + number + 1)
+        scenario.when(brief, NOW_US + number)
+    assert list(scenario.state.keys) == ["good", *(f"e{number}" for number in range(20, 30))]
