@@ -14,8 +14,8 @@ from msgspec.structs import replace
 from actors import system as systems
 from actors import tenant as tenants
 from actors import tool_calls
+from actors.run import again, open_runs
 from actors.run import machine as runs
-from actors.run import open_runs
 from actors.run.open_runs import Runs
 from actors.system import System
 from actors.tenant import Tenant
@@ -110,7 +110,7 @@ def _decide_caps(state: State, tenant: str, command: CapsCommand, now_us: int) -
 def _decide_reopening(state: State, tenant: str, command: ReopenRun, now_us: int) -> list[DomainEvent]:
     if tenant == SYSTEM_TENANT:
         raise _of_the_platform()
-    return [*runs.reopen(runs.run_of(command), now_us, state.runs)]
+    return [*again.reopen(again.run_of(command), now_us, state.runs)]
 
 
 def _decide_tools(state: State, tenant: str, command: ToolCommand, now_us: int) -> list[DomainEvent]:

@@ -104,7 +104,9 @@ class AdminClient:
                 gives_up_at = gives_up_at or time.monotonic() + patience_s
                 if time.monotonic() > gives_up_at:
                     raise
-                time.sleep(_RETRY_S)  # back-off; only asking again tells that it is back
+                time.sleep(
+                    _RETRY_S
+                )  # back-off between attempts to connect: a server that is away can tell nobody that it is back
 
     def _events(
         self, path: str, headers: dict[str, str], query: dict[str, Any]

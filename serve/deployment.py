@@ -136,7 +136,7 @@ def _end(names: Sequence[str]) -> None:
     while set(names) & set(_names()):
         if time.monotonic() > ends:
             raise PlatformError(f"Ray does not end {', '.join(names)}: try again")
-        time.sleep(0.05)  # Ray's list of names can only be asked for
+        time.sleep(0.05)  # Ray has no event for the end of a named actor: its list of names can only be asked for
 
 
 def ray_environment(run_dir: Path, metrics_port: int, fallback_port: int) -> dict[str, str]:

@@ -227,7 +227,7 @@ class LocalServer:
                     f"{self.spec.name} is not ready on port {self.spec.port} after {timeout_s:g} s. "
                     f"The end of {self.spec.log_path}:\n{self._log_tail()}"
                 )
-            time.sleep(0.01)  # a foreign server's port is all it tells
+            time.sleep(0.01)  # NATS and Valkey tell nobody that they are ready: their ports can only be tried
 
     def _log_tail(self) -> str:
         with contextlib.suppress(OSError):

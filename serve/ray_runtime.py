@@ -143,7 +143,7 @@ def run_application(
             raise RuntimeError(f"Serve could not deploy {name!r}: {state.message} {reasons}")
         if time.monotonic() > deadline:
             raise TimeoutError(f"no answer from {name!r} at {host}:{port}{ready_path} in {timeout_s} s: {state}")
-        time.sleep(0.03)  # Serve's status can only be asked for
+        time.sleep(0.03)  # Serve has no event for it: its status can only be asked for
 
 
 def _still_starting(proxies: list[Any]) -> list[Any]:
@@ -233,7 +233,7 @@ def _stop_serve(timeout_s: float) -> None:
         if time.monotonic() > deadline:
             log.warning("serve.requests_cut after_s=%s", timeout_s)
             break
-        time.sleep(0.03)  # Serve's status can only be asked for
+        time.sleep(0.03)  # Serve has no event for it: its status can only be asked for
     try:
         # serve.shutdown makes this call with endless retries, and Ray reports its end as a failure on the terminal
         ray.get(controller.graceful_shutdown.options(max_task_retries=0).remote(), timeout=_SHUTDOWN_TIMEOUT_S)
@@ -341,7 +341,7 @@ def _looked_for_often(get_node: Callable[[str, str], Any]) -> Callable[[str, str
     def look(gcs_address: str, node_id: str) -> Any:
         client, deadline = GcsClient(address=gcs_address), time.monotonic() + 30.0
         while NodeID.from_hex(node_id) not in client.get_all_node_info() and time.monotonic() < deadline:
-            time.sleep(0.02)  # Ray's own node list can only be asked for
+            time.sleep(0.02)  # Ray has no event for a node that joins: its list can only be asked for
         return get_node(gcs_address, node_id)
 
     return look

@@ -2,8 +2,7 @@
 
 import msgspec
 
-from actors.run.machine import fold_stream
-from actors.run.state import Run
+from actors.run.state import Run, fold_stream
 from events.codec import StoredEvent, decode_event, decode_record
 from events.errors import NotFoundError
 from events.keys import Keys

@@ -1,5 +1,5 @@
 """Durable runs: how sagas are declared (``definition``, ``function``, ``agent``), found (``registry``), remembered
-(``state``) and driven (``machine``).
+(``state``), driven (``machine``, and what follows from that: ``consequences``) and begun again (``again``).
 """
 
 from actors.run.definition import Child, Parallel, Retry, Saga, Sequential, Signal, Step, Timer, Undo, View

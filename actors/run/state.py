@@ -1,6 +1,6 @@
 """A run in memory: folded from its events, for as long as it is open. Pure."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, assert_never
 
 import msgspec
@@ -300,3 +300,11 @@ def _describe_step(name: str, step: Step) -> dict[str, Any]:
 
 def _shown(payload: bytes) -> Any:
     return msgspec.to_builtins(unpack(payload)) if payload else None
+
+
+def fold_stream(events: Iterable[RunEvents]) -> Run:
+    """A run from its whole stream, open or ended."""
+    run = Run()
+    for event in events:
+        run = evolve(run, event)
+    return run

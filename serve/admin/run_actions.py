@@ -11,9 +11,9 @@ import msgspec
 from fastapi import Response
 from pydantic import BaseModel, Field
 
+from actors.run.again import kept_until
 from actors.run.agent import AGENT
-from actors.run.machine import fold_stream, kept_until
-from actors.run.state import describe
+from actors.run.state import describe, fold_stream
 from events.envelope import Ok
 from events.errors import (
     CommandIdReusedError,

@@ -41,7 +41,7 @@ def drain_node(
     placement = client.call_long(f"/nodes/{node}/drain")
     while wait and (left := _actors_on(placement, node)):
         say_aside(f"{len(left)} actors left: {', '.join(left[:5])}{' …' if len(left) > 5 else ''}")
-        time.sleep(_LOOK_S)  # the beat of its progress
+        time.sleep(_LOOK_S)  # a placement is asked for over HTTP, not told: the beat of the progress that is shown
         placement = client.call("GET", "/nodes")
     _show(placement, as_json)
 

@@ -96,7 +96,7 @@ def _shown(once: Callable[[], None], watch: bool) -> None:
                 print("\x1b[2J\x1b[H", end="")
             once()
             sys.stdout.flush()
-            time.sleep(1)  # a live view has a beat
+            time.sleep(1)  # --watch shows the newest state once a second
     except KeyboardInterrupt:
         return
 

@@ -109,7 +109,7 @@ def wait_for(ready: Path, process: "subprocess.Popen[bytes]", log: Path) -> None
         if process.poll() is not None or time.monotonic() > ends:
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
             raise BenchError(f"{process.args!r} did not become ready (exit status {process.poll()}):\n{tail}")
-        time.sleep(0.005)  # another program's file: looking is all there is
+        time.sleep(0.005)  # --ready-file is all that it tells, and the standard library has no watch on files
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:

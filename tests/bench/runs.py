@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -43,6 +43,7 @@ _NUMBERS = {"in_flight": IN_FLIGHT, "open_runs": OPEN_RUNS, "steps": STEPS, "cha
 _REPEATS = 3
 _TIMEOUT_S = 300.0
 _BLOCK_MS = 1_000
+_ALL_ARE_OPEN = b"all are open"  # in the words of dbos_program.py, which needs DBOS to be imported
 _ENDED = b"run.ended.v1"
 
 
@@ -274,16 +275,18 @@ class Dbos:
         """Seconds from the death of its process until its successor has ended the thousand workflows."""
         with scratch() as directory:
             process = await self._start("open", directory)
-            await self._until((directory / "open").exists, process)
+            await self._opened(process)
             process.kill()
             began = time.time()
             await process.communicate()
             return (await self._run("resume", directory, str(began)))["s"]
 
     @staticmethod
-    async def _until(holds: Callable[[], bool], process: asyncio.subprocess.Process) -> None:
+    async def _opened(process: asyncio.subprocess.Process) -> None:
+        """Returns when the program says that all its workflows are open."""
+        assert process.stdout is not None
         async with asyncio.timeout(_TIMEOUT_S):
-            while not holds():
-                if process.returncode is not None:
-                    raise BenchError(f"dbos ended early: {(await process.communicate())[1].decode()[-800:]}")
-                await asyncio.sleep(0.02)  # another program's file: looking is all there is
+            async for line in process.stdout:
+                if line.strip() == _ALL_ARE_OPEN:
+                    return
+        raise BenchError(f"dbos ended early: {(await process.communicate())[1].decode()[-800:]}")

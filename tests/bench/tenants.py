@@ -163,7 +163,7 @@ async def _in_silo(tenant: str) -> None:
 async def _in_pool(tenant: str) -> None:
     async with asyncio.timeout(_RESTART_TIMEOUT_S):
         while tenant not in await _actor("pool-0").tenants.remote():  # noqa: ASYNC110 - nothing tells when it has moved
-            await asyncio.sleep(0.02)  # likewise
+            await asyncio.sleep(0.02)  # as in ``_in_silo``
 
 
 async def _fill(store: ValkeyEventStore, tenant: str, events: int) -> None:

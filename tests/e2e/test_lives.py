@@ -168,7 +168,7 @@ async def opened(store: ValkeyEventStore) -> None:
                 await store.open()
                 return
             except StoreUnavailableError:
-                await asyncio.sleep(0.05)  # likewise
+                await asyncio.sleep(0.05)  # it answers LOADING to every command, and tells nobody when it is done
 
 
 async def snapshot_position(data_dir: Path, tenant: str) -> int:

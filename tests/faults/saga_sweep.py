@@ -20,7 +20,8 @@ from pathlib import Path
 import msgspec
 from aiohttp import web
 
-from actors.run.machine import fold_stream, idempotency_key
+from actors.run.machine import idempotency_key
+from actors.run.state import fold_stream
 from actors.supervision.timers import TimerScan
 from events.ask import Asker
 from events.bus import Bus

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from actors.run import Child, Parallel, Retry, Saga, Sequential, Signal, Step, Timer, Undo, machine, register
+from actors.run import Child, Parallel, Retry, Saga, Sequential, Signal, Step, Timer, Undo, again, register
 from actors.run.agent import AGENT
 from actors.run.function import Flow, StepFailedError, saga_function
 from events.catalog import DomainEvent
@@ -137,14 +137,14 @@ def _stuck(lab: Recording) -> None:
     lab.fail("ship")
     lab.fail("undo:charge", "gone")
     lab.finish("undo:reserve")
-    lab.take(machine.reopen(lab.run(), lab.now_us))
+    lab.take(again.reopen(lab.run(), lab.now_us))
     lab.finish("undo:charge")
 
 
 def _tried_again(lab: Recording) -> None:
     lab.start("golden-waits", 1)
     lab.fail("book", "closed")
-    lab.take(machine.reopen(lab.run(), lab.now_us))
+    lab.take(again.reopen(lab.run(), lab.now_us))
     lab.finish("book")
 
 
@@ -204,7 +204,7 @@ def _child(lab: Recording) -> None:
 def _forked(lab: Recording) -> None:
     _completed(lab)
     run = lab.run()
-    kept = machine.kept_until(run, "ship")
+    kept = again.kept_until(run, "ship")
     lab.send(StartRun("f", run.saga, run.input, run.version, forked_from="r", kept=kept))
     lab.finish("email")  # had failed, so it is not kept
     lab.finish("ship", "another parcel")

@@ -14,9 +14,8 @@ import pytest
 from actors.run import Parallel, Retry, Saga, Step, Undo, register
 from actors.run.dispatcher import Dispatcher
 from actors.run.functions import StepContext, StepFailure, step_function
-from actors.run.machine import fold_stream
 from actors.run.runner import Handler, Runner, call_function
-from actors.run.state import Run
+from actors.run.state import Run, fold_stream
 from actors.shard import Shard
 from actors.supervision.timers import TimerScan
 from events.ask import Asker

@@ -13,8 +13,7 @@ import msgspec
 
 from actors.run import registry
 from actors.run.definition import Node, Parallel, Saga, Sequential, leaves
-from actors.run.machine import fold_stream
-from actors.run.state import Run, undo_name
+from actors.run.state import Run, fold_stream, undo_name
 from events.run import (
     ENDS,
     RunEnded,

@@ -1,13 +1,15 @@
 """A tenant's runs in a test: commands in, work out, time by hand. Every event passes through the wire."""
 
+import uuid
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from actors.run import machine, open_runs
+from actors.run import Parallel, Saga, Step, Undo, machine, open_runs, register
+from actors.run.definition import Node
 from actors.run.open_runs import Runs
-from actors.run.state import Run
+from actors.run.state import Run, fold_stream
 from events.run import (
     CancelRun,
     FailStep,
@@ -24,6 +26,38 @@ from events.run import (
 from tests.kit.factories import NOW_US
 
 _decode = msgspec.msgpack.Decoder(RunEvents).decode
+
+
+class Order(msgspec.Struct):
+    sku: str
+    amount: int
+
+
+def saga(*steps: Node, **more: Any) -> str:
+    """Registered under a name of its own."""
+    return register(Saga(f"s-{uuid.uuid4().hex[:8]}", steps=steps, **more)).name
+
+
+def undo(name: str) -> Undo:
+    return Undo(tool="t", args=lambda run: {"undo": name, "id": run.get(name)})
+
+
+def order_saga() -> str:
+    return saga(
+        Parallel(
+            Step("reserve", tool="stock", args=lambda run: run.input.sku, undo=undo("reserve")),
+            Step("charge", tool="payments", args=lambda run: run.input.amount, undo=undo("charge")),
+        ),
+        Step("email", tool="email"),
+        Step("ship", tool="shipping", args=lambda run: [run["reserve"], run["charge"]]),
+        input=Order,
+        output=lambda run: {"shipped": run["ship"]},
+    )
+
+
+def started(lab: "Lab") -> "Lab":
+    lab.start(order_saga(), {"sku": "robe", "amount": 3})
+    return lab
 
 
 class Lab:
@@ -84,7 +118,7 @@ class Lab:
 
     def run(self, run_id: str = "r") -> Run:
         """Open or ended, folded from its stream."""
-        return machine.fold_stream([event for event in self.history if event.run_id == run_id])
+        return fold_stream([event for event in self.history if event.run_id == run_id])
 
     def output(self, run_id: str = "r") -> Any:
         return unpack(self.run(run_id).output)

@@ -8,7 +8,7 @@ from unittest.mock import patch
 import msgspec
 
 from actors.activation import Activation
-from actors.run import definition, dispatcher, machine, state
+from actors.run import consequences, definition, dispatcher, state
 from actors.run.definition import Begin, Node, Saga, View
 from actors.run.state import Run, Step
 from events.run import FinishStep, StepFailed
@@ -71,7 +71,7 @@ _evolve_failed = state._evolve_failed
 BUGS: dict[str, tuple[tuple[Any, str, Callable[..., Any]], ...]] = {
     "key-per-attempt": ((dispatcher, "_item", _key_of_the_attempt),),
     "result-applied-twice": (
-        (machine._Turn, "finish_step", _finish_whatever_it_is),
+        (consequences.Consequences, "finish_step", _finish_whatever_it_is),
         (Store, "append_many", _append_without_answers),
     ),
     "undone-forwards": ((definition.Saga, "_undo", _forwards),),

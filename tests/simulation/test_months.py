@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from actors.run import Retry, Saga, Signal, Step, Timer, Undo, register
-from actors.run.machine import fold_stream
-from actors.run.state import Run
+from actors.run.state import Run, fold_stream
 from actors.supervision.timers import TimerScan
 from events.codec import open_record
 from events.run import RunEvent, SignalRun, StartRun, pack

@@ -6,7 +6,7 @@ import pytest
 
 from events import courier
 from events.courier import Courier, LostError
-from events.envelope import Ok
+from events.envelope import Ok, Reply
 from events.tenant import CreateTenant, SetBudget
 from tests.kit.local_bus import TENANT, HeldStore, LocalBus, Owner, envelope
 
@@ -22,6 +22,13 @@ class World:
     async def start(self) -> None:
         await self.owner.start()
         await self.owner.do(CreateTenant("Acme"), "c0")
+
+    async def tell_during_an_append(self) -> "asyncio.Task[list[Reply]]":
+        """The told command arrives while the owner waits for its store; ``let_one`` ends that."""
+        self.store.is_held = True
+        self.owner.activation.deliver(envelope(SetBudget(1, "day"), "asked"), "asked")
+        await self.store.appending.wait()
+        return asyncio.create_task(self.courier.deliver(TENANT, [TOLD]))
 
     async def probed(self, times: int) -> None:
         """Until whoever waits has looked so often whether the owner is still there."""
@@ -41,10 +48,7 @@ async def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
 async def test_an_owner_whose_append_takes_long_is_waited_for(world: World) -> None:
     """What asks whether it is there stands in the same turn as the command, and is answered behind it."""
-    world.store.is_held = True
-    world.owner.activation.deliver(envelope(SetBudget(1, "day"), "asked"), "asked")
-    await world.store.appending.wait()
-    delivering = asyncio.create_task(world.courier.deliver(TENANT, [TOLD]))
+    delivering = await world.tell_during_an_append()
     await world.probed(2)  # they wait for the turn after the append that is under way
     world.store.let_one()
     await world.store.appending.wait()
@@ -58,10 +62,7 @@ async def test_an_owner_whose_append_takes_long_is_waited_for(world: World) -> N
 
 async def test_an_owner_with_a_full_mailbox_is_waited_for(world: World) -> None:
     """Whatever comes while it is full is refused at once, and says nothing of what came before."""
-    world.store.is_held = True
-    world.owner.activation.deliver(envelope(SetBudget(1, "day"), "asked"), "asked")
-    await world.store.appending.wait()
-    delivering = asyncio.create_task(world.courier.deliver(TENANT, [TOLD]))
+    delivering = await world.tell_during_an_append()
     await world.probed(1)
     number, depth = 0, -1
     while world.owner.activation.mailbox_depth > depth:

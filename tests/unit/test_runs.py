@@ -1,14 +1,11 @@
 """Sagas as pure functions: what follows from what."""
 
-import uuid
 from typing import Any
 
 import msgspec
 import pytest
 
-from actors.aggregate import State, decide, evolve
 from actors.run import (
-    Child,
     Parallel,
     Retry,
     Saga,
@@ -22,23 +19,20 @@ from actors.run import (
     register,
     registry,
 )
+from actors.run.consequences import backoff_us
 from actors.run.definition import Node
-from actors.run.machine import backoff_us
 from actors.run.open_runs import REQUEUE_AFTER_US, STEPS_OF_TARGET_MAX
 from actors.run.state import describe
-from events.errors import InvalidCommandError, NotFoundError, RunClosedError
+from events.errors import InvalidCommandError, NotFoundError
 from events.run import (
     CapRuns,
     DescribeStep,
     FailStep,
     FinishStep,
-    ReopenRun,
     RetryRule,
-    RetryRun,
     RunEnded,
     RunReopened,
     RunsCapped,
-    RunStarted,
     StartRun,
     StepFailed,
     StepRequeued,
@@ -48,39 +42,7 @@ from events.run import (
     pack,
 )
 from tests.kit.factories import NOW_US
-from tests.kit.runs import Lab
-
-
-class Order(msgspec.Struct):
-    sku: str
-    amount: int
-
-
-def saga(*steps: Node, **more: Any) -> str:
-    """Registered under a name of its own."""
-    return register(Saga(f"s-{uuid.uuid4().hex[:8]}", steps=steps, **more)).name
-
-
-def undo(name: str) -> Undo:
-    return Undo(tool="t", args=lambda run: {"undo": name, "id": run.get(name)})
-
-
-def order_saga() -> str:
-    return saga(
-        Parallel(
-            Step("reserve", tool="stock", args=lambda run: run.input.sku, undo=undo("reserve")),
-            Step("charge", tool="payments", args=lambda run: run.input.amount, undo=undo("charge")),
-        ),
-        Step("email", tool="email"),
-        Step("ship", tool="shipping", args=lambda run: [run["reserve"], run["charge"]]),
-        input=Order,
-        output=lambda run: {"shipped": run["ship"]},
-    )
-
-
-def started(lab: Lab) -> Lab:
-    lab.start(order_saga(), {"sku": "robe", "amount": 3})
-    return lab
+from tests.kit.runs import Lab, order_saga, saga, started, undo
 
 
 def test_steps_follow_each_other_and_groups_go_side_by_side() -> None:
@@ -256,225 +218,6 @@ def test_a_deadline_undoes_and_ends_as_timed_out() -> None:
     assert lab.names() == ["undo:a"]
     lab.finish("undo:a")
     assert lab.run().status == "timed_out"
-
-
-def test_cancelling_undoes_and_reaches_children() -> None:
-    child = saga(Step("c1", tool="t", undo=undo("c1")), Signal("never"))
-    lab = Lab()
-    lab.start(saga(Step("a", tool="t", undo=undo("a")), Child("kid", saga=child), Step("z", tool="t")))
-    lab.finish("a")
-    lab.finish("c1")
-    assert set(lab.runs.open) == {"r", "r/kid"}
-    lab.cancel()
-    lab.finish("undo:c1")
-    assert lab.run("r/kid").status == "cancelled"
-    lab.finish("undo:a")
-    assert lab.run().status == "cancelled"
-    assert not lab.runs.open
-
-
-def kids(children: int) -> Parallel:
-    kid = saga(Signal("go"))
-    return Parallel(*(Child(f"c{number}", saga=kid) for number in range(children)))
-
-
-def family(children: int) -> str:
-    return saga(Step("pay", tool="t", undo=undo("pay")), kids(children))
-
-
-@pytest.mark.parametrize("why", ["cancelled", "timed_out"])
-def test_what_follows_from_one_event_fits_into_an_append(why: str) -> None:
-    """Else it is refused for ever, and with it all timers of the tenant."""
-    lab, sizes = Lab(), []
-    lab.start(family(machine.STARTED_TOGETHER_MAX), deadline_us=lab.now_us + 60_000_000)
-    lab.finish("pay")
-    if why == "cancelled":
-        lab.cancel()
-    else:
-        lab.now_us += 60_000_000
-    while 0 < lab.runs.next_timer_us <= lab.now_us:
-        sizes.append(len(lab.take(machine.fire_timers(lab.runs, lab.now_us))))
-    assert 0 < max(sizes) <= 1_000
-    assert list(lab.runs.open) == ["r"], "its children have ended"
-    lab.finish("undo:pay")
-    assert lab.run().status == why
-
-
-def test_steps_that_are_too_many_to_begin_together_fail_their_run() -> None:
-    lab = Lab()
-    lab.start(family(machine.STARTED_TOGETHER_MAX + 1))
-    lab.finish("pay")
-    assert lab.run().code == "too_many_steps"
-    assert lab.names() == ["undo:pay"]
-
-
-def test_children_of_children_that_are_too_many_to_begin_together_fail_their_run() -> None:
-    lab = Lab()
-    sub = saga(kids(20))
-    lab.start(saga(Parallel(*(Child(f"c{number}", saga=sub) for number in range(100)))))
-    assert len(lab.history) < 2_048
-    while 0 < lab.runs.next_timer_us <= lab.now_us:
-        assert len(lab.take(machine.fire_timers(lab.runs, lab.now_us))) < 2_048
-    assert (lab.run().status, lab.run().code) == ("failed", "child_refused")
-
-
-def test_a_run_of_which_too_much_is_due_does_not_hold_up_the_others() -> None:
-    lab = Lab()
-    lab.start(saga(kids(50)), deadline_us=lab.now_us + 1_000_000)
-    lab.start(saga(Timer("t", seconds=2)), run_id="other")
-    lab.now_us += 3_000_000
-    lab.take(machine.fire_timers(lab.runs, lab.now_us, room=40))
-    assert (lab.run("other").status, lab.run().status) == ("completed", "running")
-
-
-def test_a_childs_output_is_its_steps_result_and_its_failure_the_steps() -> None:
-    child = saga(Step("work", tool="t", args=lambda run: run.input), output=lambda run: run["work"] * 2)
-    parent = saga(Child("kid", saga=child, input=lambda _run: 21), output=lambda run: run["kid"])
-    lab = Lab()
-    lab.start(parent)
-    lab.finish("work", 21)
-    assert lab.output() == 42
-    lab = Lab()
-    lab.start(parent)
-    lab.fail("work")
-    assert (lab.run().status, lab.run().code) == ("failed", "child_failed")
-
-
-@pytest.mark.parametrize("left", ["stuck", "unknown", "broken"])
-def test_a_child_that_left_something_behind_is_a_step_that_may_have_happened(left: str) -> None:
-    """Else nobody would undo the step, though its parent knows how to."""
-
-    def args(run: Any) -> Any:
-        return run["nobody"] if left == "broken" else None
-
-    lab = Lab()
-    keeps = Step("keep", tool="t", undo=Undo(tool="t", args=args, retry=Retry(1)))
-    child = saga(keeps, Step("work", tool="t", undo=undo("work")))
-    lab.start(saga(Child("sub", saga=child, undo=Undo(tool="t", if_unknown=True))))
-    lab.finish("keep")
-    lab.fail("work", unknown=left == "unknown")
-    if left == "stuck":
-        lab.fail("undo:keep")
-    elif left == "unknown":
-        lab.finish("undo:keep")
-    assert lab.run("r/sub").status == "failed"
-    assert lab.names() == ["undo:sub"]
-
-
-def test_a_compensation_that_fails_for_good_is_stuck_until_a_person_has_it_tried_again() -> None:
-    lab = Lab()
-    forever = Undo(tool="t", retry=Retry(attempts=2))
-    lab.start(saga(Step("a", tool="t", undo=undo("a")), Step("b", tool="t", undo=forever), Step("c", tool="t")))
-    lab.finish("a")
-    lab.finish("b")
-    lab.fail("c")
-    lab.fail("undo:b", retryable=True)
-    lab.wait(120)
-    lab.fail("undo:b", retryable=True)
-    assert lab.names() == ["undo:a"], "the rest is undone all the same"
-    lab.finish("undo:a")
-    run = lab.run()
-    assert run.status == "failed"
-    assert "could not be undone: b" in run.message
-    lab.take(machine.reopen(run, lab.now_us))
-    lab.finish("undo:b")
-    assert lab.run().status == "compensated"
-
-
-def test_a_failed_run_goes_on_where_it_failed() -> None:
-    lab = Lab()
-    lab.start(saga(Step("a", tool="t"), Step("b", tool="t"), output=lambda run: run["b"]))
-    lab.finish("a")
-    lab.fail("b")
-    lab.take(machine.reopen(lab.run(), lab.now_us))
-    assert lab.work("b").attempt == 2
-    lab.finish("b", "done")
-    assert (lab.run().status, lab.output(), lab.run().code) == ("completed", "done", "")
-    with pytest.raises(RunClosedError, match="completed"):
-        machine.reopen(lab.run(), lab.now_us)
-
-
-def retry(lab: Lab, run_id: str = "r") -> None:
-    lab.take(machine.reopen(lab.run(run_id), lab.now_us, lab.runs))
-
-
-def test_a_run_that_is_tried_again_twice_at_once_goes_on_once() -> None:
-    lab = Lab()
-    lab.start(saga(Step("a", tool="t")))
-    lab.fail("a")
-    ended = lab.run()
-    state = State(runs=lab.runs)
-    command = ReopenRun("r", pack(ended))
-    for event in decide(state, "acme", command, lab.now_us):
-        state = evolve(state, event)
-    with pytest.raises(RunClosedError, match="under way"):
-        decide(state, "acme", command, lab.now_us)
-
-
-def test_a_run_whose_steps_were_undone_does_not_go_on_over_them() -> None:
-    lab = Lab()
-    lab.start(saga(Step("a", tool="t", undo=undo("a")), Step("b", tool="t", undo=undo("b")), Step("c", tool="t")))
-    lab.finish("a")
-    lab.fail("b", unknown=True)
-    lab.finish("undo:a")
-    assert lab.run().status == "failed"
-    with pytest.raises(RunClosedError, match="fork it instead"):
-        retry(lab)
-
-
-def test_what_a_run_went_on_without_is_not_tried_again() -> None:
-    lab = Lab()
-    lab.start(saga(Step("mail", tool="t", optional=True), Step("b", tool="t")))
-    lab.fail("mail")
-    lab.fail("b")
-    retry(lab)
-    assert lab.names() == ["b"]
-
-
-def test_a_run_that_is_tried_again_waits_anew_for_what_it_had_stopped_to_wait_for() -> None:
-    """Else it would ship what nobody has approved."""
-    lab = Lab()
-    never = Step("never", tool="t", when=lambda _: False)
-    slow = Step("slow", tool="t", retry=Retry(2))
-    lab.start(saga(never, Parallel(Step("charge", tool="t"), Signal("approve"), slow), Step("ship", tool="t")))
-    lab.fail("slow", retryable=True)
-    lab.fail("charge")
-    assert lab.run().status == "failed"
-    retry(lab)
-    assert lab.names() == ["charge", "slow"]
-    assert lab.run().steps["never"].status == "skipped"
-    assert lab.work("slow").attempt == 2
-    lab.finish("charge")
-    lab.finish("slow")
-    assert lab.names() == []
-    lab.signal("approve")
-    assert lab.names() == ["ship"]
-
-
-def test_a_child_that_is_tried_again_begins_anew_as_a_run_of_its_own() -> None:
-    """Not under the same id: under the same keys its effects, that were undone, would not happen again."""
-    lab = Lab()
-    child = saga(Step("work", tool="t"), output=lambda run: run["work"])
-    lab.start(saga(Child("sub", saga=child), output=lambda run: run["sub"]))
-    for _ in range(2):
-        lab.fail("work")
-        assert lab.run().status == "failed"
-        retry(lab)
-    assert (lab.work("work").run_id, lab.run("r/sub:2").status) == ("r/sub:3", "failed")
-    with pytest.raises(RunClosedError, match="no longer waits for it"):
-        retry(lab, "r/sub")
-    lab.finish("work", "done")
-    assert (lab.run().status, lab.output()) == ("completed", "done")
-
-
-def test_a_child_that_is_tried_again_is_cancelled_with_its_parent() -> None:
-    lab = Lab()
-    lab.start(saga(Child("sub", saga=saga(Step("work", tool="t"), Signal("go")))))
-    lab.fail("work")
-    retry(lab)
-    lab.cancel()
-    lab.finish("work")
-    assert (lab.run("r/sub:2").status, lab.run().status) == ("cancelled", "cancelled")
 
 
 def test_a_step_whose_effect_nobody_knows_needs_a_person_or_an_undo_that_says_it_can() -> None:
@@ -667,47 +410,6 @@ def test_caps_of_a_tenants_own_hold_and_what_waited_begins_when_they_are_raised(
         machine.cap(lab.runs, CapRuns(5, 0, {"t": 0}), lab.now_us)
 
 
-def test_a_fork_takes_over_what_was_done() -> None:
-    lab = started(Lab())
-    lab.finish("reserve", "r1")
-    lab.finish("charge", "c1")
-    lab.finish("email")
-    lab.finish("ship")
-    fork(lab, "email")
-    assert [item.order.step for item in lab.todo if item.run_id == "f"] == ["email"]
-
-
-def fork(lab: Lab, step: str) -> None:
-    run = lab.run()
-    kept = machine.kept_until(run, step)
-    lab.send(StartRun("f", run.saga, run.input, run.version, forked_from="r", kept=kept))
-
-
-def test_a_fork_takes_over_nothing_that_was_undone() -> None:
-    """Else it would go on from a reservation that is gone, and undo it once more under a key of its own."""
-    lab = Lab()
-    lab.start(saga(Step("a", tool="t"), Step("b", tool="t", undo=undo("b")), Step("c", tool="t"), Step("d", tool="t")))
-    for step in ("a", "b", "c"):
-        lab.finish(step)
-    lab.fail("d")
-    lab.finish("undo:b")
-    with pytest.raises(RunClosedError, match="step 'b' has been undone: fork it at that step"):
-        machine.kept_until(lab.run(), "d")
-    fork(lab, "b")
-    assert lab.names() == ["b"], "with a taken over"
-
-
-def test_a_run_under_way_and_its_fork_never_own_one_effect() -> None:
-    lab = Lab()
-    lab.start(saga(Step("a", tool="t"), Step("b", tool="t", undo=undo("b")), Signal("c")))
-    lab.finish("a")
-    lab.finish("b")
-    with pytest.raises(RunClosedError, match="may undo step 'b', which the fork would take over"):
-        fork(lab, "c")
-    fork(lab, "b")
-    assert lab.names() == ["b"], "what it can't undo may be used by both"
-
-
 @pytest.mark.parametrize(
     ("given", "problem"), [({"sku": 3, "amount": 1}, "Expected `str`"), ({"sku": "a"}, "missing required field")]
 )
@@ -736,12 +438,6 @@ def test_a_step_calls_exactly_one_thing() -> None:
         Step("a")
     with pytest.raises(ValueError, match="got tool, model"):
         Step("a", tool="t", model="m")
-
-
-def test_an_open_run_can_not_be_tried_again() -> None:
-    lab = started(Lab())
-    with pytest.raises(RunClosedError):
-        lab.send(RetryRun("r"))
 
 
 def test_finished_runs_cost_no_memory() -> None:
@@ -820,36 +516,3 @@ def test_what_is_decided_on_is_what_its_events_make_of_the_runs() -> None:
         lab.take(events)
         assert lab.runs == after
     assert not lab.runs.open
-
-
-def test_a_child_that_ends_as_it_begins_leaves_its_parent_in_order() -> None:
-    """What its end leads to is decided on all steps that begin with it: none is begun twice, none for an ended run."""
-    empty = saga(Step("x", tool="t", when=lambda run: False))
-    lab = Lab()
-    lab.start(
-        saga(Parallel(Child("kid", saga=empty), Step("b", tool="t"), Child("kid2", saga=saga(Step("x", tool="t")))))
-    )
-    assert lab.names() == ["b", "x"]
-    assert [event.run_id for event in lab.history if isinstance(event, RunStarted)] == ["r", "r/kid", "r/kid2"]
-    lab.finish("x")
-    lab.finish("b")
-    assert [event.run_id for event in lab.history if isinstance(event, RunEnded)] == ["r/kid", "r/kid2", "r"]
-    assert not lab.runs.open
-    assert not lab.runs.under_way
-
-
-def test_a_child_that_fails_as_it_begins_fails_its_parent_and_nothing_comes_after_that() -> None:
-    def broken(_run: Any) -> Any:
-        raise LookupError("no such thing")
-
-    lab = Lab()
-    bad = saga(Step("x", tool="t", args=broken))
-    lab.start(saga(Parallel(Child("kid", saga=bad), Step("b", tool="t"), Child("never", saga=bad))))
-    assert lab.runs.open["r"].failing is not None
-    assert [event.run_id for event in lab.history if isinstance(event, RunStarted)] == ["r", "r/kid"]
-    lab.finish("b")  # it was begun in the same breath, and is waited for
-    last = lab.history[-1]
-    assert isinstance(last, RunEnded)
-    assert (last.run_id, last.status) == ("r", "failed")
-    assert not lab.runs.open
-    assert not lab.runs.under_way

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from actors.run import Retry, Undo, machine
+from actors.run import Retry, Undo, again, machine
 from actors.run.function import Flow, SagaBody, StepFailedError, saga_function
 from actors.run.state import describe
 from events.errors import InvalidCommandError
@@ -89,7 +89,7 @@ def test_it_is_tried_again_where_it_gave_up_and_not_where_it_took_another_way() 
     lab.fail("fast")
     lab.fail("slow")
     assert lab.run().status == "failed"
-    lab.take(machine.reopen(lab.run(), lab.now_us, lab.runs))
+    lab.take(again.reopen(lab.run(), lab.now_us, lab.runs))
     assert lab.names() == ["slow"]
     lab.finish("slow", "done")
     assert lab.output() == "done"
